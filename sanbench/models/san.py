@@ -1,0 +1,199 @@
+"""Self-Attention Networks (Zhao, Jia, Koltun, CVPR 2020) and every variation of the paper's ablations."""
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
+from sanbench.errors import InputError, unknown
+from sanbench.ops.relation import RELATIONS
+
+STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
+SHARE = 8  # value channels that share one attention weight
+DEFAULT_RELATION = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": "dot"}
+SCALAR_RELATIONS = ("dot",)
+
+
+class SANConfig(BaseModel):
+    """One network: `SANConfig(blocks=(3, 2, 3, 5, 2), attention="patchwise", footprint=5)`.
+
+    relation     delta of equations 3 and 5; None is the released models' choice. See `sanbench.ops.relation` (table 4)
+    gamma_depth  linears in gamma, each behind BN and ReLU as in the released models (table 5)
+    shared       which of phi, psi, beta are one linear (table 6). With all three shared the relation sees C/4 channels,
+                 because beta has that many; gamma's hidden width does not change. The paper leaves this open
+    footprint    side of the footprint in stages 1 to 4; stage 0 keeps 3 (table 7)
+    position     pairwise only; relative is p_i - p_j, absolute is p_j; the paper leaves absolute open (table 8)
+    width        multiplies every stage's channels, rounded to a multiple of 32
+    heads        of scalar attention
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: tuple[int, int, int, int, int]
+    attention: Literal["pairwise", "patchwise", "scalar"] = "pairwise"
+    relation: str | None = None
+    footprint: int = Field(default=7, ge=1)
+    gamma_depth: int = Field(default=2, ge=1, le=3)
+    shared: Literal["none", "phi-psi", "phi-psi-beta"] = "none"
+    position: Literal["none", "absolute", "relative"] | None = None
+    width: float = Field(default=1.0, gt=0, le=8)
+    heads: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.footprint % 2 == 0:
+            raise InputError(f"footprint {self.footprint} is not accepted: it must be an odd number.")
+        known = RELATIONS.get(self.attention, SCALAR_RELATIONS)
+        if self.relation is not None and self.relation not in known:
+            raise unknown(f"{self.attention} relation", self.relation, known)
+        if self.attention != "pairwise" and self.position not in (None, "none"):
+            raise InputError(f"position {self.position!r} is not accepted: {self.attention} attention has no position.")
+        narrowest = self.channels(0) // 16
+        if self.attention == "scalar" and narrowest % self.heads:
+            raise InputError(f"heads {self.heads} is not accepted: it must divide {narrowest}, phi's channels in stage 0.")
+        return self
+
+    def channels(self, stage: int) -> int:
+        return max(32, round(STAGE_CHANNELS[stage] * self.width / 32) * 32)
+
+    def stage_footprint(self, stage: int) -> int:
+        return 3 if stage == 0 else self.footprint
+
+
+class SelfAttention(nn.Module):
+    """phi, psi, beta, gamma and position around one attention operator: N x C x H x W -> N x C/4 x H x W."""
+
+    def __init__(self, config: SANConfig, channels: int, footprint: int) -> None:
+        super().__init__()
+        self.footprint, self.heads = footprint, config.heads
+        self.attention, self.shared = config.attention, config.shared
+        self.relation = config.relation or DEFAULT_RELATION[config.attention]
+        narrow, wide = channels // 16, channels // 4
+        width = wide if config.shared == "phi-psi-beta" else narrow
+        self.phi = nn.Conv2d(channels, width, 1)
+        if config.shared == "none":
+            self.psi = nn.Conv2d(channels, width, 1)
+        if config.shared != "phi-psi-beta":
+            self.beta = nn.Conv2d(channels, wide, 1)
+
+        encoding = (config.position or "relative") if config.attention == "pairwise" else "none"
+        self.position = None if encoding == "none" else nn.Conv2d(2, 2, 1)
+        self.relative = encoding == "relative"
+        if self.attention == "scalar":
+            return
+        neighbours = footprint**2
+        groups = wide // SHARE
+        delta = RELATIONS[self.attention][self.relation].channels(width, neighbours) + (2 if self.position else 0)
+        hidden, last = (narrow, groups) if self.attention == "pairwise" else (groups, groups * neighbours)
+        widths = [delta] + [hidden] * (config.gamma_depth - 1) + [last]
+        self.gamma = nn.Sequential()
+        for depth in range(config.gamma_depth):
+            is_last = depth == config.gamma_depth - 1
+            self.gamma.extend(
+                [nn.BatchNorm2d(widths[depth]), nn.ReLU(), nn.Conv2d(widths[depth], widths[depth + 1], 1, bias=is_last)]
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.phi(x)
+        key = query if self.shared != "none" else self.psi(x)
+        value = query if self.shared == "phi-psi-beta" else self.beta(x)
+        if self.attention == "scalar":
+            return torch.ops.sanbench.scalar_attention(query, key, value, self.heads, self.footprint, 1, 1)
+        geometry = (self.relation, self.footprint, 1, 1)
+        pixels = x.shape[-2] * x.shape[-1]
+        if self.attention == "patchwise":
+            pair = (query, key)
+            gamma = self.mapping(lambda g: torch.ops.sanbench.patchwise_statistics(*pair, g, *geometry), pixels)
+            return torch.ops.sanbench.patchwise_attention(*pair, value, gamma, *geometry)
+        position = self.encode(x)
+        pairs = pixels * self.footprint**2
+        gamma = self.mapping(lambda g: torch.ops.sanbench.pairwise_statistics(query, key, position, g, *geometry), pairs)
+        return torch.ops.sanbench.pairwise_attention(query, key, value, position, gamma, *geometry)
+
+    def mapping(self, statistics: Callable[[list[Tensor]], Tensor], count: int) -> list[Tensor]:
+        """gamma as the operators take it; in training its normalisations come from `statistics` over `count` values an image."""
+        gamma: list[Tensor] = []
+        layers = list(self.gamma)
+        for norm, linear in zip(layers[0::3], layers[2::3], strict=True):
+            assert isinstance(norm, nn.BatchNorm2d) and isinstance(linear, nn.Conv2d)
+            moments = statistics(gamma) if norm.training else None
+            gamma += [*normalisation(norm, moments, count), linear.weight.flatten(1)]
+        assert linear.bias is not None
+        return [*gamma, linear.bias]
+
+    def encode(self, x: Tensor) -> Tensor | None:
+        """Trained positions, as read at i and as read at j: 2 x 2 x H x W. Both coordinates of the map span [-1, 1]."""
+        if self.position is None:
+            return None
+        height, width = x.shape[-2:]
+        across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in (width, height))
+        coordinates = torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
+        encoded = self.position(coordinates[None])[0]
+        return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
+
+
+def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+    """Batch normalisation as x -> scale * x + shift, from the batch's moments or, without, the running averages.
+
+    moments is N x 2 x D: mean and biased variance of each image, each over `count` values. The running averages are
+    updated as `nn.BatchNorm2d` does, with the batch's unbiased variance.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    if moments is None:
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        means, variances = moments.unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        with torch.no_grad():
+            assert norm.momentum is not None
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean, norm.momentum)
+            values = len(means) * count
+            norm.running_var.lerp_(variance * (values / max(values - 1, 1)), norm.momentum)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return scale, norm.bias - mean * scale
+
+
+class Block(nn.Module):
+    """Pre-activation residual: x + linear(relu(BN(attention(relu(BN(x)))))), N x C x H x W."""
+
+    def __init__(self, config: SANConfig, channels: int, footprint: int) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.attention = SelfAttention(config, channels, footprint)
+        self.after = nn.Sequential(nn.BatchNorm2d(channels // 4), nn.ReLU(inplace=True))
+        self.expand = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.expand(self.after(self.attention(self.before(x))))
+
+
+class SAN(nn.Module):
+    """Normalised images N x 3 x H x W, H and W from 32 up -> logits N x num_classes."""
+
+    def __init__(self, config: SANConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        inputs = config.channels(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, inputs, 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        self.stages = nn.Sequential()
+        for stage, blocks in enumerate(config.blocks):
+            channels = config.channels(stage)
+            self.stages.append(
+                nn.Sequential(
+                    nn.MaxPool2d(2),
+                    nn.Conv2d(inputs, channels, 1, bias=False),
+                    nn.Sequential(*(Block(config, channels, config.stage_footprint(stage)) for _ in range(blocks))),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(inplace=True),
+                )
+            )
+            inputs = channels
+        self.classifier = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.stages(self.stem(x)).mean((2, 3)))
