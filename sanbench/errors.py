@@ -2,6 +2,12 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Config = TypeVar("Config", bound=BaseModel)
 
 
 class SanbenchError(Exception):
@@ -19,3 +25,19 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     accepted = f"Known: {', '.join(words)}." if words else "None is accepted here."
     return InputError(f"Unknown {kind} {value!r}.{hint} {accepted}")
+
+
+def validated(config: "type[Config]", kind: str, **values: object) -> "Config":
+    """`config(**values)`, with the first thing that is wrong as an InputError that names the value and what is accepted."""
+    from pydantic import ValidationError  # here, so that `--help` stays fast
+
+    try:
+        return config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"{kind} field", field, config.model_fields) from None
+        if first["type"] == "value_error":
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
+        raise InputError(f"{field}={first['input']!s} is not accepted for {kind}: {first['msg'].lower()}.") from None

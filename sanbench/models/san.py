@@ -114,15 +114,16 @@ class SelfAttention(nn.Module):
         return torch.ops.sanbench.pairwise_attention(query, key, value, position, gamma, *geometry)
 
     def mapping(self, statistics: Callable[[list[Tensor]], Tensor], count: int) -> list[Tensor]:
-        """gamma as the operators take it; in training its normalisations come from `statistics` over `count` values an image."""
+        """gamma as the operators take it; in training normalised by `statistics`, over `count` values an image."""
         gamma: list[Tensor] = []
         layers = list(self.gamma)
         for norm, linear in zip(layers[0::3], layers[2::3], strict=True):
             assert isinstance(norm, nn.BatchNorm2d) and isinstance(linear, nn.Conv2d)
             moments = statistics(gamma) if norm.training else None
             gamma += [*normalisation(norm, moments, count), linear.weight.flatten(1)]
-        assert linear.bias is not None
-        return [*gamma, linear.bias]
+            bias = linear.bias
+        assert bias is not None
+        return [*gamma, bias]
 
     def encode(self, x: Tensor) -> Tensor | None:
         """Trained positions, as read at i and as read at j: 2 x 2 x H x W. Both coordinates of the map span [-1, 1]."""

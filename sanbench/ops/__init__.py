@@ -1,4 +1,4 @@
-"""Attention operators. `torch.ops.sanbench.*` run the registered operators; the functions here are their plain specifications."""
+"""Attention operators: torch.ops.sanbench.*, and in `sanbench.ops.attention` their plain specifications."""
 
 from sanbench.ops import attention
 from sanbench.ops.footprint import Footprint

@@ -21,9 +21,7 @@ from sanbench.ops.operator import Shape, define
 from sanbench.ops.relation import RELATIONS
 
 
-def pairwise_delta(
-    query: Tensor, key: Tensor, position: Tensor | None, relation: str, window: Footprint
-) -> Tensor:
+def pairwise_delta(query: Tensor, key: Tensor, position: Tensor | None, relation: str, window: Footprint) -> Tensor:
     """[delta(phi(x_i), psi(x_j)), p_i - p_j] for every pair: N x D x K x P."""
     delta = RELATIONS["pairwise"][relation].delta(window.centre(query), window.expand(key))
     if position is None:

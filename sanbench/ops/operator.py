@@ -12,20 +12,19 @@ follow, for every operator alike,
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import register_flop_formula
 
 Shape = Sequence[int]
 TILE = 2**21  # elements a tile expands to: small enough for the last-level cache, large enough to hide the cost of a call
 
 
-def define(
-    specification: Callable[..., Tensor], shape: Callable[..., Shape], macs: Callable[..., int]
-) -> None:
+def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], macs: Callable[..., int]) -> None:
     """Register `specification` as torch.ops.sanbench.<its name>.
 
     `shape` and `macs` return the output's shape and the multiply-accumulates an image, from the operator's arguments
@@ -44,9 +43,7 @@ def define(
         largest = max(batch[0].numel() for batch in batches)
         images = max(1, TILE // (largest * values[-3] ** 2))
         tiles = [slice(start, start + images) for start in range(0, len(batches[0]), images)]
-        return [
-            (tile, [v[tile] if batch else v for v, batch in zip(values, per_image, strict=True)]) for tile in tiles
-        ]
+        return [(tile, [v[tile] if batch else v for v, batch in zip(values, per_image, strict=True)]) for tile in tiles]
 
     def body(*values: Any) -> Tensor:
         return torch.cat([specification(*tile) for _, tile in split(values)])
@@ -67,13 +64,8 @@ def define(
             leaves, structure = tree_flatten(tile_values)
             wanted = [position for position, need in enumerate(needs) if need]
 
-            def run(*chosen: Tensor, leaves=leaves, structure=structure, wanted=wanted) -> Tensor:
-                replaced = list(leaves)
-                for position, tensor in zip(wanted, chosen, strict=True):
-                    replaced[position] = tensor
-                return specification(*tree_unflatten(replaced, structure))
-
-            _, pullback = torch.func.vjp(run, *(leaves[position] for position in wanted))
+            run = partial(run_with, leaves, structure, wanted)
+            pullback = torch.func.vjp(run, *(leaves[position] for position in wanted))[1]
             collected.append(pullback(grad[tile]))
         shared = [is_shared for is_shared, need in zip(shared_leaves(values), needs, strict=True) if need]
         return [
@@ -81,10 +73,13 @@ def define(
             for is_shared, parts in zip(shared, zip(*collected, strict=True), strict=True)
         ]
 
+    def run_with(leaves: list[Any], structure: TreeSpec, wanted: list[int], *chosen: Tensor) -> Tensor:
+        """The specification as a function of the leaves at `wanted` alone."""
+        replacement = dict(zip(wanted, chosen, strict=True))
+        return specification(*tree_unflatten([replacement.get(i, leaf) for i, leaf in enumerate(leaves)], structure))
+
     def shared_leaves(values: Sequence[Any]) -> list[bool]:
-        return [
-            not is_batch for value, is_batch in zip(values, per_image, strict=True) for _ in tree_flatten(value)[0]
-        ]
+        return [not is_batch for value, is_batch in zip(values, per_image, strict=True) for _ in tree_flatten(value)[0]]
 
     def backward_fake(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs

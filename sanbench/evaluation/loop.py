@@ -1,0 +1,97 @@
+"""The evaluation loop: accuracy, rotations and attacks are pairs (setting, perturbation) handed to it."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sanbench.data import Batch
+
+
+class Perturbed(NamedTuple):
+    images: Tensor  # N x 3 x H x W in [0, 1]
+    columns: dict[str, Tensor]  # N each: what the rows shall say about the perturbation
+
+
+class Perturbation(Protocol):
+    """What happens to images before the network sees them."""
+
+    @property
+    def experiment(self) -> str: ...
+
+    @property
+    def setting(self) -> dict[str, Any]: ...
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+        """images N x 3 x H x W in [0, 1], their labels, and their indices in the split."""
+
+
+class Identity:
+    """Upright images as they are."""
+
+    experiment = "accuracy"
+    setting: dict[str, Any] = {}  # noqa: RUF012  never written
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+        return Perturbed(images, {})
+
+
+class Rows(NamedTuple):
+    """One perturbation's outcome on one batch: a row an image, and the time it took."""
+
+    frame: pd.DataFrame
+    seconds: float
+
+
+def measure(
+    model: nn.Module, stream: Iterable[tuple[Batch, Sequence[Perturbation]]], device: torch.device
+) -> Iterator[list[Rows]]:
+    """For each batch, the rows of each of its perturbations, in float32 and evaluation mode."""
+    for batch, perturbations in stream:
+        with evaluating(model):
+            images = batch.images.to(device).float() / 255
+            labels = batch.labels.to(device)
+            outcome = []
+            for perturbation in perturbations:
+                started = time.perf_counter()
+                rows = score(model, perturbation(images, labels, batch.indices), batch.indices, labels)
+                outcome.append(Rows(rows, time.perf_counter() - started))
+        yield outcome
+
+
+@torch.no_grad()
+def score(model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor) -> pd.DataFrame:
+    """index, label, prediction, top5 (hit), confidence, then the perturbation's own columns.
+
+    Where the perturbation tells the `clean_prediction`, `success` is: right before, wrong now.
+    """
+    probabilities = model(perturbed.images).softmax(1)
+    confidence, prediction = probabilities.max(1)
+    top5 = probabilities.topk(min(5, probabilities.shape[1])).indices.eq(labels[:, None]).any(1)
+    columns = {"index": indices, "label": labels, "prediction": prediction, "top5": top5, "confidence": confidence}
+    columns |= perturbed.columns
+    if "clean_prediction" in columns:
+        columns["success"] = (columns["clean_prediction"] == labels) & (prediction != labels)
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, frozen weights, TF32 off; afterwards every module and parameter is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        model.eval().requires_grad_(False)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, value in wanted:
+            parameter.requires_grad_(value)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

@@ -1,0 +1,73 @@
+"""Checkpoints: weights and all that is needed to rebuild them. Nothing is unpickled but tensors and plain values."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sanbench.errors import InputError, SanbenchError, validated
+from sanbench.models import Classifier, ModelSpec, build_model
+
+FORMAT = "sanbench checkpoint 1"
+
+
+def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
+    """Write weights, `model.spec` and `about` (plain values) to `path`, all or nothing."""
+    content = {"format": FORMAT, "model": model.spec.model_dump(), "state_dict": model.state_dict(), **about}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint. Raises InputError if there is none, SanbenchError if it cannot be used."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise SanbenchError(f"{path} is not a readable checkpoint: it is truncated, or not written by torch.save.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = f"keys {', '.join(sorted(map(str, content))[:6])}" if isinstance(content, dict) else type(content).__name__
+        raise SanbenchError(f"{path} is a file of another program ({found}): accepted is what `sanbench train` writes.")
+    return content
+
+
+def load_model(path: Path | str) -> Classifier:
+    """The network of a checkpoint, in evaluation mode on the CPU, rebuilt from the file alone.
+
+    Raises InputError if there is no such file, SanbenchError if it is not a whole checkpoint of sanbench.
+    """
+    return rebuild(read_checkpoint(path), path)
+
+
+def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
+    spec = validated(ModelSpec, "model", **content["model"])
+    model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise SanbenchError(f"{path} does not hold the weights of a {spec.label}: {error}") from error
+    return model.eval()
+
+
+def weights_hash(state_dict: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and values: equal weights, equal hash, whatever the file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What the command line prints: errors, progress and tables of records."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer.core
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from sanbench.errors import InputError, SanbenchError
+from sanbench.progress import Progress, Report
+
+if TYPE_CHECKING:
+    from sanbench.records import Record
+
+console = Console()
+errors = Console(stderr=True)
+INTERRUPTED = 130
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns what went wrong into one sentence and an exit code: 2 for what was typed wrong, 1 for what failed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if ctx.params.get("debug"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except SanbenchError as error:
+            errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+        except KeyboardInterrupt:
+            errors.print("Interrupted. What was finished is kept; the same command measures only the rest.")
+            raise typer.Exit(INTERRUPTED) from None
+        except (OSError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            errors.print(f"[red]Error:[/red] {type(error).__name__}: {error} (sanbench --debug shows where)", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Bars on a terminal; elsewhere a line whenever a task ends."""
+    if not console.is_terminal:
+        yield print_last
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")]
+    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task("", total=None, figures="")
+        latest = Progress("", 0, 0)
+
+        def show(now: Progress) -> None:
+            nonlocal latest
+            if now.total != latest.total or now.done < latest.done:  # another job: its time left is its own
+                bars.reset(task, total=now.total)
+            bars.update(task, description=now.task, completed=now.done, figures=figures(now))
+            latest = now
+
+        yield show
+
+
+def print_last(now: Progress) -> None:
+    if now.done == now.total:
+        console.print(f"{now.task} done {figures(now)}".rstrip(), highlight=False)
+
+
+def figures(now: Progress) -> str:
+    """`loss 0.612  top-1 79.3%  412 images/s`."""
+    known = {"loss": "loss {:.3f}", "top1": "top-1 {:.1%}", "images_per_second": "{:.0f} images/s"}
+    return "  ".join(known[name].format(value) for name, value in now.figures.items())
+
+
+def print_records(records: "Sequence[Record]") -> None:
+    """One line a record: network, setting, top-1 with its interval, attack success."""
+    from sanbench.evaluation.statistics import wilson
+
+    attacked = any("success" in record.counts for record in records)
+    table = Table("network", "run", "setting", "top-1 [95% interval]", "n", *(["attack success"] if attacked else []))
+    for record in records:
+        counts = record.counts
+        accuracy = wilson(counts["correct"], counts["images"])
+        cells = [
+            record.model,
+            record.run,
+            " ".join(str(record.setting[name]) for name in ("attack", "angle", "eps") if name in record.setting) or "upright",
+            f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
+            f"{counts['images']:,}" + ("" if counts["images"] == record.data["of"] else f" of {record.data['of']:,}"),
+        ]
+        if attacked:
+            success = wilson(counts.get("success", 0), counts.get("right_before", 0))
+            cells.append(f"{success.value:.1%}" if success.total else "")
+        table.add_row(*cells)
+    console.print(table)

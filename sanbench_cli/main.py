@@ -1,0 +1,243 @@
+"""`sanbench`: the commands. Libraries that take long to import are imported by the command that needs them."""
+
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sanbench.errors import InputError
+from sanbench_cli.console import Commands, console, print_records, progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from sanbench.evaluation.experiments import Subject
+    from sanbench.evaluation.loop import Perturbation
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Networks = Annotated[list[str] | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Default: every finished run.")]
+Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
+Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
+Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.")]
+Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.")]
+BatchSize = Annotated[int, typer.Option(min=1)]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+Force = Annotated[bool, typer.Option("--force", help="Measure again what the results hold already.")]
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        from sanbench import __version__
+
+        console.print(f"sanbench {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def sanbench(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
+
+
+def start(device: str) -> "torch.device":
+    """Settings for the whole process, and the device."""
+    from sanbench.device import keep_freed_memory, select_device
+
+    keep_freed_memory()
+    return select_device(device)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A name that `sanbench models` lists; san15 means san15_pairwise.")],
+    attention: Annotated[str | None, typer.Option(help="pairwise, patchwise or scalar.")] = None,
+    data: Annotated[str, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH.")] = "fashion10k",
+    data_root: Root = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch fashion-mnist or cifar10 if it is not there.")] = False,
+    image_size: Annotated[int, typer.Option(help="Side of the crops of images in folders.")] = 224,
+    recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
+    select: Annotated[str | None, typer.Option(help="Epoch to evaluate: best by validation, or last.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    workers: Workers = 0,
+    device: Device = "auto",
+    run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
+    from sanbench.training.config import configure
+    from sanbench.training.loop import train as train_network
+    from sanbench.training.runs import free_name
+
+    named = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
+    changes = dict(map(parse_setting, settings or [])) | {name: value for name, value in named.items() if value is not None}
+    place = {} if data_root is None else {"data_root": data_root}
+    options = {"image_size": image_size, "download": download, "seed": seed, "workers": workers}
+    config = configure(model, data, recipe=recipe, changes=changes, **options, **place)
+    words = [config.model.label.replace(" ", "-").replace("=", "_"), data.rsplit("/")[-1].replace(":", "_"), f"s{seed}"]
+    folder = runs / (run or free_name(runs, "-".join(words)))
+    with progress() as report:
+        trained = train_network(config, folder, start(device), report)
+    best = max(trained.epochs(), key=lambda line: line["validation_top1"])
+    console.print(
+        f"{trained.folder}: best validation top-1 {best['validation_top1']:.1%} at epoch {best['epoch']} "
+        f"of {config.recipe.epochs}. Next: sanbench accuracy {trained.name}",
+        highlight=False,
+    )
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not (field and equals and value):
+        raise InputError(f"--set {text!r} is not accepted: write FIELD=VALUE, as in --set footprint=5.")
+    return field, value
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What accuracy, rotate and attack have in common: which networks, on which images, and where results go."""
+
+    networks: Networks = None
+    data: Data = None
+    data_root: Root = None
+    limit: Limit = None
+    seed: Seed = 0
+    batch_size: BatchSize = 64
+    workers: Workers = 0
+    force: Force = False
+    device: Device = "auto"
+    runs: Runs = Path("runs")
+    results: Results = Path("results")
+
+    def run(self, perturbations: "Callable[[Subject], Sequence[Perturbation]]") -> None:
+        """The one way from a command to the evaluation loop."""
+        from sanbench.evaluation.experiments import Protocol, evaluate, test_images
+        from sanbench.records import Store
+        from sanbench.training.runs import load_subjects
+
+        device = start(self.device)
+        protocol = Protocol(self.limit, self.seed, self.batch_size, self.workers, self.force)
+        records = []
+        with progress() as bar:
+            for subject in load_subjects(self.networks or [], self.runs):
+                subject.model.to(device)
+                images = test_images(subject, self.data, self.data_root)
+                records += evaluate(subject, images, perturbations(subject), Store(self.results), device, protocol, bar)
+        print_records(records)
+
+
+def evaluation_command(command: "Callable[..., None]") -> None:
+    """Register `command(evaluation, ...)` with its own options, then those of `Evaluation`."""
+    own = list(signature(command).parameters.values())[1:]
+    shared = list(signature(Evaluation).parameters.values())
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        evaluation = Evaluation(**{option.name: options.pop(option.name) for option in shared})
+        command(evaluation, **options)
+
+    options = [shared[0], *own, *shared[1:]]
+    run.__signature__ = Signature([option.replace(kind=Parameter.KEYWORD_ONLY) for option in options])  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    app.command()(run)
+
+
+@evaluation_command
+def accuracy(evaluation: Evaluation) -> None:
+    """Measure top-1 and top-5 on upright test images."""
+    from sanbench.evaluation.loop import Identity
+
+    evaluation.run(lambda subject: [Identity()])
+
+
+@evaluation_command
+def rotate(
+    evaluation: Evaluation,
+    angles: Annotated[str, typer.Option(help="Clockwise multiples of 90, and flip (upside down).")] = "90,180,270,flip",
+) -> None:
+    """Measure top-1 on rotated test images, beside the upright ones: sanbench rotate --angles 90,180."""
+    from sanbench.evaluation.rotations import parse_angles
+
+    rotations = parse_angles(f"0,{angles}")
+    evaluation.run(lambda subject: rotations)
+
+
+@evaluation_command
+def attack(
+    evaluation: Evaluation,
+    eps: Annotated[str, typer.Option(help="L-infinity budgets in [0, 1] pixels: fractions or decimals.")] = "8/255",
+    attacks: Annotated[str, typer.Option("--attack", help="pgd, pgd-targeted.")] = "pgd,pgd-targeted",
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 10,
+    step_size: Annotated[str | None, typer.Option(help="Default: a quarter of eps.")] = None,
+) -> None:
+    """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
+    from sanbench.evaluation.attacks import bind, parse_attacks
+
+    wanted = parse_attacks(attacks, eps, steps, step_size, evaluation.seed)
+    evaluation.run(lambda subject: bind(subject.model, wanted))
+
+
+@app.command()
+def report(results: Results = Path("results")) -> None:
+    """Write report.md, CSV tables and pictures from the records."""
+    from sanbench.records import Store
+    from sanbench.report import write_report
+
+    for path in write_report(Store(results)):
+        console.print(path, highlight=False)
+
+
+@app.command()
+def reproduce(
+    full: Annotated[bool, typer.Option("--full", help="Full width, more epochs and budgets, all test images.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Train two SANs and a ResNet on fashion10k, measure all three, write the report."""
+    from sanbench.records import Store
+    from sanbench.reproduce import reproduce as run_all
+
+    with progress() as bar:
+        records, paths = run_all("full" if full else "quick", runs, Store(results), start(device), bar)
+    print_records(records)
+    for path in paths:
+        console.print(path, highlight=False)
+
+
+@app.command()
+def models() -> None:
+    """List the networks: parameters, GMACs at 224, and what was published with the released code."""
+    from rich.table import Column, Table
+
+    from sanbench.models import MODELS, size
+
+    table = Table(Column("name", no_wrap=True), "parameters", "GMACs", "published: M", "G", "top-1", "top-5")
+    for name, entry in MODELS.items():
+        parameters, gmacs = size(name)
+        paper = entry.published
+        cells = [f"{paper.parameters}", f"{paper.flops}", f"{paper.top1}", f"{paper.top5}"] if paper else []
+        table.add_row(name, f"{parameters:,}", f"{gmacs:.3f}", *cells)
+    console.print(table)
+    console.print(
+        "GMACs of an image of 224 x 224: linear maps, gamma and aggregation. Published: 10^6 parameters, 10^9 FLOPs by a "
+        "counter that adds normalisation, ReLU and pooling, and ImageNet accuracy in %."
+    )
+
+
+def main() -> None:
+    app()
