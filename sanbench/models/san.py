@@ -40,7 +40,7 @@ class SANConfig(BaseModel):
     shared: Literal["none", "phi-psi", "phi-psi-beta"] = "none"
     position: Literal["none", "absolute", "relative"] | None = None
     width: float = Field(default=1.0, gt=0, le=8)
-    heads: int = Field(default=4, ge=1)
+    heads: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

@@ -1,0 +1,278 @@
+"""Networks against PAPER's counts, the released tensors, plain modules, and the symmetries of their equations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sanbench
+from sanbench.errors import InputError
+from sanbench.models import MODELS, size
+from sanbench.models.san import SANConfig, SelfAttention, normalisation
+from sanbench.ops.attention import pairwise_delta, patchwise_delta
+from sanbench.ops.footprint import Footprint
+
+SIZES = {  # parameters, GMACs at 224
+    "resnet26": (13_696_552, None),
+    "resnet38": (19_626_792, None),
+    "resnet50": (25_557_032, None),
+    "san10_pairwise": (10_531_848, 2.044),
+    "san10_patchwise": (11_841_124, 1.791),
+    "san15_pairwise": (14_065_436, 2.859),
+    "san15_patchwise": (16_181_310, 2.478),
+    "san19_pairwise": (17_596_156, 3.636),
+    "san19_patchwise": (20_518_470, 3.130),
+}
+VARIATIONS = [
+    *({"attention": "pairwise", "relation": r} for r in ("summation", "concatenation", "hadamard", "dot")),
+    *({"attention": "patchwise", "relation": r} for r in ("star", "clique")),
+    *({"attention": a, "gamma_depth": d} for a in ("pairwise", "patchwise") for d in (1, 3)),
+    *({"attention": a, "shared": s} for a in ("pairwise", "patchwise", "scalar") for s in ("phi-psi", "phi-psi-beta")),
+    *({"attention": a, "footprint": k} for a in ("pairwise", "patchwise") for k in (3, 5, 9, 11)),
+    {"position": "none"},
+    {"position": "absolute"},
+    {"attention": "scalar", "heads": 1},
+]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_the_papers(name):
+    parameters, gmacs = size(name)
+    assert parameters == SIZES[name][0]
+    if SIZES[name][1] is not None:
+        assert round(gmacs, 3) == SIZES[name][1]
+
+
+def released_shapes(blocks):
+    """Names and shapes of a released pairwise checkpoint, from its description alone."""
+    shapes = {}
+
+    def linear(name, inner, outer, bias=True):
+        shapes[f"{name}.weight"] = (outer, inner, 1, 1)
+        if bias:
+            shapes[f"{name}.bias"] = (outer,)
+
+    def norm(name, channels):
+        for field in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.{field}"] = (channels,)
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    linear("conv_in", 3, 64, bias=False)
+    norm("bn_in", 64)
+    inner = 64
+    for stage, (number, channels) in enumerate(zip(blocks, (64, 256, 512, 1024, 2048), strict=True)):
+        linear(f"conv{stage}", inner, channels, bias=False)
+        norm(f"bn{stage}", channels)
+        for block in range(number):
+            name, narrow, wide = f"layer{stage}.{block}", channels // 16, channels // 4
+            norm(f"{name}.bn1", channels)
+            for transform, width in (("conv1", narrow), ("conv2", narrow), ("conv3", wide)):
+                linear(f"{name}.sam.{transform}", channels, width)
+            norm(f"{name}.sam.conv_w.0", narrow + 2)
+            linear(f"{name}.sam.conv_w.2", narrow + 2, narrow, bias=False)
+            norm(f"{name}.sam.conv_w.3", narrow)
+            linear(f"{name}.sam.conv_w.5", narrow, wide // 8)
+            linear(f"{name}.sam.conv_p", 2, 2)
+            norm(f"{name}.bn2", wide)
+            linear(f"{name}.conv", wide, channels)
+        inner = channels
+    shapes["fc.weight"], shapes["fc.bias"] = (1000, 2048), (1000,)
+    return shapes
+
+
+def released_name(name):
+    """This library's name of a tensor, as the released code calls it."""
+    name = name.removeprefix("network.").replace("stem.0", "conv_in").replace("stem.1", "bn_in").replace("classifier", "fc")
+    parts = name.split(".")
+    if parts[0] != "stages":
+        return name
+    stage, child, rest = parts[1], parts[2], ".".join(parts[3:])
+    if child != "2":
+        return f"{'conv' if child == '1' else 'bn'}{stage}.{rest}"
+    for ours, theirs in (
+        ("before.0", "bn1"),
+        ("after.0", "bn2"),
+        ("expand", "conv"),
+        ("attention.phi", "sam.conv1"),
+        ("attention.psi", "sam.conv2"),
+        ("attention.beta", "sam.conv3"),
+        ("attention.gamma", "sam.conv_w"),
+        ("attention.position", "sam.conv_p"),
+    ):
+        rest = rest.replace(ours, theirs)
+    return f"layer{stage}.{rest}"
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("san10", (2, 1, 2, 4, 1)), ("san19", (3, 3, 4, 6, 3))])
+def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks):
+    with torch.device("meta"):
+        model = sanbench.build_model(name)
+    ours = {released_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert ours == released_shapes(blocks)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("image", [(32, 32), (33, 47)])
+def test_every_model_takes_images_from_32_up(name, image):
+    model = sanbench.build_model(name, num_classes=7, **({} if name.startswith("resnet") else {"width": 0.5})).eval()
+    assert model(torch.rand(2, 3, *image)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+def test_every_variation_learns(variation):
+    torch.manual_seed(0)
+    model = sanbench.build_model("san10", num_classes=3, width=0.5, blocks=(1, 1, 1, 1, 1), **variation)
+    F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 2])).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert missing == []
+    assert all(model.spec.variation[field] == value for field, value in variation.items() if field != "attention")
+
+
+def unsettle(model):
+    """Parameters as unlike fresh ones as trained ones are: a fresh bias of 0 puts x_i - x_i just on the kink of a ReLU."""
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+            norm.running_mean.uniform_(-0.1, 0.1)
+        for linear in (module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels < 32):
+            linear.weight.mul_(3)
+
+
+class PlainAttention(nn.Module):
+    """A SelfAttention's own modules called one after the other on expanded tensors, in the obvious way."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        layer, window = self.layer, Footprint(self.layer.footprint)
+        query, key, value = layer.phi(x), layer.psi(x), layer.beta(x)
+        if layer.attention == "pairwise":
+            delta = pairwise_delta(query, key, layer.encode(x), layer.relation, window)
+            weights = layer.gamma(delta).softmax(2)
+        else:
+            delta = patchwise_delta(query, key, layer.relation, window)
+            weights = layer.gamma(delta).squeeze(2).unflatten(1, (-1, layer.footprint**2))
+        shared = weights.repeat(1, value.shape[1] // weights.shape[1], 1, 1)  # channel c has weights c mod G
+        return (shared * window.expand(value)).sum(2).unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+def test_training_equals_plain_modules(attention):
+    """Output, every gradient and the running averages after two steps, in float64."""
+    config = SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention)
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        layers.append(SelfAttention(config, 64, 5).double())
+        unsettle(layers[-1])
+    ours, theirs = layers[0], PlainAttention(layers[1])
+    for step in range(2):
+        x = torch.randn(3, 64, 4, 5, dtype=torch.double, generator=torch.Generator().manual_seed(step))
+        outputs = []
+        for layer in (ours, theirs):
+            layer.zero_grad()
+            leaf = x.clone().requires_grad_()
+            out = layer(leaf)
+            (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
+            outputs.append((out, leaf.grad))
+        torch.testing.assert_close(outputs[0], outputs[1])
+    for (name, a), b in zip(ours.named_parameters(), theirs.layer.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, a), b in zip(ours.named_buffers(), theirs.layer.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    ours.eval()
+    theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_normalisation_equals_batch_norm():
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 4, 6, dtype=torch.double) * 2 + 7
+    ours, theirs = nn.BatchNorm2d(5).double(), nn.BatchNorm2d(5).double()
+    moments = torch.stack([x.mean((2, 3)), x.var((2, 3), correction=0)], 1)
+    scale, shift = normalisation(ours, moments, 24)
+    torch.testing.assert_close(x * scale[:, None, None] + shift[:, None, None], theirs(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+ORIENTATIONS = [*(lambda x, k=k: torch.rot90(x, k, (2, 3)) for k in (1, 2, 3)), lambda x: x.flip(2), lambda x: x.flip(3)]
+
+
+def orientation_gap(**variation):
+    """Largest change of a logit over all orientations of two real images."""
+    from sanbench.data import load_dataset
+
+    torch.manual_seed(0)
+    model = sanbench.build_model("san10", num_classes=10, **variation).eval()
+    unsettle(model)
+    images = load_dataset("fashion10k", "test").read([3, 8]).float() / 255
+    with torch.no_grad():
+        upright = model(images)
+        return max((model(turn(images)) - upright).abs().max().item() for turn in ORIENTATIONS)
+
+
+def test_pairwise_attention_without_position_is_a_set_operator():
+    assert orientation_gap(position="none") < 1e-4
+
+
+@pytest.mark.parametrize("variation", [{"attention": "patchwise"}, {"position": "absolute"}, {"position": "relative"}], ids=str)
+def test_position_and_patchwise_attention_see_orientation(variation):
+    assert orientation_gap(**variation) > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise", "scalar"])
+def test_whole_networks_compile_and_export(attention):
+    torch.manual_seed(0)
+    model = sanbench.build_model("san10", num_classes=4, attention=attention, width=0.5, blocks=(1, 1, 1, 1, 1)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    expected = model(images)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(images), expected)
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), expected)
+
+
+def test_normalisation_is_inside():
+    model = sanbench.build_model("resnet26", num_classes=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    means, stds = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    expected = model.network((images - means.view(3, 1, 1)) / stds.view(3, 1, 1))
+    torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "variation", "named"),
+    [
+        ("san16", {}, r"'san16'. Did you mean 'san1"),
+        ("san15", {"footprnt": 5}, "'footprnt'. Did you mean 'footprint'"),
+        ("san15", {"footprint": 4}, "footprint 4 .* odd"),
+        ("san15", {"relation": "star"}, "'star'.*subtraction"),
+        ("san15", {"attention": "patchwise", "position": "absolute"}, "position 'absolute'"),
+        ("san15", {"gamma_depth": 4}, "gamma_depth=4"),
+        ("san15", {"attention": "scalar", "heads": 3}, "heads 3"),
+        ("resnet26", {"footprint": 5}, "'footprint'"),
+    ],
+)
+def test_what_cannot_be_built_is_named(name, variation, named):
+    with pytest.raises(InputError, match=named):
+        sanbench.build_model(name, **variation)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 31, 40), (2, 1, 32, 32), (3, 32, 32)])
+def test_images_of_another_shape_are_named(shape):
+    with pytest.raises(InputError, match="N x 3 x H x W"):
+        sanbench.build_model("resnet26")(torch.rand(shape))
+
+
+def test_san15_is_san15_pairwise_and_attention_chooses_the_entry():
+    with torch.device("meta"):
+        assert sanbench.build_model("san15").spec.name == "san15_pairwise"
+        assert sanbench.build_model("san15", attention="patchwise").spec.label == "san15_patchwise"
+        assert sanbench.build_model("san15", footprint=5).spec.label == "san15_pairwise footprint=5"
+
+
+def test_width_scales_every_stage():
+    stages = [SANConfig(blocks=(1, 1, 1, 1, 1), width=0.5).channels(stage) for stage in range(5)]
+    assert stages == [32, 128, 256, 512, 1024]
+    assert all(channels % 32 == 0 for channels in map(SANConfig(blocks=(1, 1, 1, 1, 1), width=0.3).channels, range(5)))
