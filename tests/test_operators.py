@@ -136,9 +136,7 @@ def every_operator():
 
 def requiring_grad(arguments):
     leaf = lambda t: t.clone().requires_grad_()  # noqa: E731
-    return tuple(
-        [leaf(t) for t in a] if isinstance(a, list) else leaf(a) if torch.is_tensor(a) else a for a in arguments
-    )
+    return tuple([leaf(t) for t in a] if isinstance(a, list) else leaf(a) if torch.is_tensor(a) else a for a in arguments)
 
 
 @pytest.mark.parametrize(("op", "arguments"), list(every_operator()))
@@ -198,7 +196,8 @@ def test_relations_differentiate(kind, relation):
 
 
 @pytest.mark.parametrize(
-    ("geometry", "named"), [((4, 1, 1), "footprint 4"), ((0, 1, 1), "footprint 0"), ((3, 0, 1), "stride 0"), ((3, 1, 0), "dilation 0")]
+    ("geometry", "named"),
+    [((4, 1, 1), "footprint 4"), ((0, 1, 1), "footprint 0"), ((3, 0, 1), "stride 0"), ((3, 1, 0), "dilation 0")],
 )
 def test_impossible_geometry_is_named(geometry, named):
     with pytest.raises(InputError, match=named):

@@ -15,6 +15,7 @@ from sanbench.errors import InputError
 
 SPLIT_SEED = 20200413  # fixed: everyone trains, chooses and reports on the same images
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_VALIDATION, CIFAR_VALIDATION = 600, 500  # images of each class that are held out of the training images
 IDX_HEADER = {"images": 16, "labels": 8}  # bytes
 
 
@@ -51,14 +52,14 @@ def load_fashion_mnist(split: str, root: Path, download: bool) -> TensorImages:
     """Fashion-MNIST: 54,000 to train, 6,000 of the training images to choose the epoch, 10,000 to report."""
     from torchvision.datasets import FashionMNIST
 
-    return from_torchvision("fashion-mnist", FashionMNIST, split, root, download, validation=600, crop_padding=2)
+    return from_torchvision("fashion-mnist", FashionMNIST, split, root, download, FASHION_VALIDATION, crop_padding=2)
 
 
 def load_cifar10(split: str, root: Path, download: bool) -> TensorImages:
     """CIFAR-10: 45,000 to train, 5,000 of the training images to choose the epoch, 10,000 to report."""
     from torchvision.datasets import CIFAR10
 
-    return from_torchvision("cifar10", CIFAR10, split, root, download, validation=500, crop_padding=4)
+    return from_torchvision("cifar10", CIFAR10, split, root, download, CIFAR_VALIDATION, crop_padding=4)
 
 
 def from_torchvision(

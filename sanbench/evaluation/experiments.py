@@ -1,12 +1,10 @@
 """Experiments: a trained network, images and perturbations become rows and records, part by part."""
 
 import platform
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,19 +140,17 @@ def measure_parts(
     ]
     reader = batches(images, [chunk for _, _, chunk in plan], protocol.workers)
     stream = ((batch, [c.perturbation for c in needed]) for batch, (_, needed, _) in zip(reader, plan, strict=True))
-    measured = zip(plan, measure(subject.model, stream, device), strict=True)
-    done = 0
-    for part, group in groupby(measured, key=lambda item: item[0][0]):
-        collected: dict[int, list[Rows]] = defaultdict(list)
-        for _, outcome in group:
-            for position, rows in enumerate(outcome):
-                collected[position].append(rows)
-            done += 1
-            progress(Progress(f"{subject.run} {images.name}", done, len(plan)))
-        needed = next(conditions for number, conditions, _ in plan if number == part)
-        for position, condition in enumerate(needed):
-            frame = pd.concat([rows.frame for rows in collected[position]], ignore_index=True)
-            store.write_part(condition.measurement, part, frame, sum(rows.seconds for rows in collected[position]))
+    collected: list[list[Rows]] = []  # of the part so far, one entry a batch
+    for done, outcome in enumerate(measure(subject.model, stream, device), start=1):
+        collected.append(outcome)
+        progress(Progress(f"{subject.run} {images.name}", done, len(plan)))
+        part, needed, _ = plan[done - 1]
+        if done < len(plan) and plan[done][0] == part:
+            continue
+        for condition, rows in zip(needed, zip(*collected, strict=True), strict=True):
+            frame = pd.concat([each.frame for each in rows], ignore_index=True)
+            store.write_part(condition.measurement, part, frame, sum(each.seconds for each in rows))
+        collected = []
 
 
 def finish(

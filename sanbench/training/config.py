@@ -84,6 +84,8 @@ def configure(
     """
     changes = dict(changes or {})
     entry, _ = find_dataset(data, Source())
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
     base = RECIPES[recipe or entry.recipe]
     name, _ = resolve(model)
     known = {*Recipe.model_fields, *SANConfig.model_fields} - {"blocks"}

@@ -1,0 +1,27 @@
+# The two commands of the README. Everything installs into .venv; torch and torchvision are a pair known to work together.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+.PHONY: reproduce reproduce-full test test-slow check
+reproduce: .venv/installed
+	$(BIN)/sanbench reproduce
+
+reproduce-full: .venv/installed
+	$(BIN)/sanbench reproduce --full
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,258 @@
+"""The command line: what it calls, what it prints, how it ends."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sanbench_cli.main import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def sanbench(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def places(runs, tmp_path):
+    return ["--runs", runs, "--results", tmp_path / "results"]
+
+
+def test_from_training_to_a_report(folder, tmp_path):
+    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    data = ["--data", f"folder:{folder}", "--image-size", 32]
+    settings = ["--set", "width=0.5", "--set", "footprint=5", "--epochs", 1, "--batch-size", 8]
+    trained = sanbench("train", "san10", "--attention", "patchwise", *data, *settings, *places[:2])
+    assert trained.exit_code == 0, trained.output
+    (run,) = (tmp_path / "runs").iterdir()
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["name"] == "san10_patchwise"
+    assert config["model"]["variation"] == {"footprint": 5, "width": 0.5}
+    assert config["recipe"]["epochs"] == 1
+    for command in (["accuracy"], ["rotate", "--angles", "90,flip"], ["attack", "--eps", "8/255", "--steps", 2, "--limit", 9]):
+        outcome = sanbench(*command, *places)
+        assert outcome.exit_code == 0, outcome.output
+    assert "9 of 18" in outcome.output.replace("\n", " ")
+    assert sanbench("report", *places[2:]).exit_code == 0
+    text = (tmp_path / "results" / "report.md").read_text()
+    for words in ("san10_patchwise footprint=5 width=0.5", "90°", "flip", "Attack: pgd-targeted", "9 of 18"):
+        assert words in text
+    before = snapshot(tmp_path / "results" / "records")
+    assert sanbench("accuracy", *places).exit_code == 0
+    assert snapshot(tmp_path / "results" / "records") == before
+
+
+WRONG = [  # typed wrong: 2; what the sentence names
+    (["rotate", "--angles", "45x"], "'45x'"),
+    (["rotate", "--angles", "30"], "angle 30"),
+    (["attack", "--eps", "8/0"], "'8/0'"),
+    (["attack", "--eps", "300"], "'300'"),
+    (["attack", "--eps", "-1/255"], "'-1/255'"),
+    (["attack", "--eps", "8/255", "--step-size", "x"], "step-size 'x'"),
+    (["attack", "--attack", "pdg"], "Did you mean 'pgd'"),
+    (["attack", "--steps", "0"], "steps 0"),
+    (["accuracy", "san1O"], "Did you mean 'san10'"),
+    (["accuracy", "--data", "fashion10"], "Did you mean 'fashion10k'"),
+    (["accuracy", "--data", "fashion10k"], "fashion10k has 10 classes, but resnet26 tells 3 apart"),
+    (["accuracy", "--data", "folder:/nowhere"], "no folder /nowhere/val"),
+    (["accuracy", "--limit", "0"], "limit 0"),
+    (["accuracy", "--device", "gpu"], "'gpu'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_is_typed_wrong_ends_with_2_and_one_sentence(arguments, named, places, tmp_path):
+    assert sanbench("accuracy", *places).exit_code == 0
+    before = snapshot(tmp_path)
+    outcome = sanbench(*arguments, *places)
+    assert outcome.exit_code == 2, outcome.output
+    assert named in " ".join(outcome.stderr.split())
+    assert outcome.stderr.count("\n") == 1
+    assert "Traceback" not in outcome.output
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["san16"], "'san16'"),
+        (["san10", "--data", "cifar"], "Did you mean 'cifar10'"),
+        (["san10", "--set", "footprnt=3"], "Did you mean 'footprint'"),
+        (["san10", "--set", "footprint"], "--set 'footprint'"),
+        (["san10", "--set", "footprint=4"], "footprint 4"),
+        (["san10", "--attention", "patch"], "attention=patch"),
+        (["san10", "--epochs", "0"], "epochs=0"),
+        (["san10", "--recipe", "papers"], "Did you mean 'paper'"),
+        (["san10", "--data", "folder:/nowhere"], "no folder /nowhere/train"),
+        (["san10", "--data", "cifar10", "--data-root", "/nowhere"], "cifar10 is not under /nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_training_that_cannot_start_leaves_no_run(arguments, named, tmp_path):
+    outcome = sanbench("train", *arguments, "--runs", tmp_path / "runs")
+    assert outcome.exit_code == 2, outcome.output
+    assert named in " ".join(outcome.stderr.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_runs_yet_say_how_to_make_one(tmp_path):
+    outcome = sanbench("accuracy", "--runs", tmp_path, "--results", tmp_path / "results")
+    assert outcome.exit_code == 2
+    assert "sanbench train" in outcome.stderr
+
+
+def truncated(path, whole):
+    path.write_bytes(whole[: len(whole) // 3])
+
+
+def no_checkpoint(path, whole):
+    path.write_text("weights")
+
+
+def another_program(path, whole):
+    torch.save({"state_dict": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [truncated, no_checkpoint, another_program])
+def test_checkpoints_that_fail_end_with_1(damage, runs, places, tmp_path):
+    path = tmp_path / "broken.pt"
+    damage(path, (runs / "san10" / "last.pt").read_bytes())
+    outcome = sanbench("accuracy", path, *places)
+    assert outcome.exit_code == 1
+    assert "broken.pt" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+def test_an_unwritable_results_folder_ends_with_1(runs, tmp_path):
+    (tmp_path / "results").write_text("a file, not a folder")
+    for command in (["accuracy"], ["rotate", "--angles", "90"], ["attack", "--eps", "8/255"]):
+        outcome = sanbench(*command, "--runs", runs, "--results", tmp_path / "results")
+        assert outcome.exit_code == 1
+        assert "--results" in outcome.stderr
+    assert sanbench("report", "--results", tmp_path / "results").exit_code == 1
+    assert (tmp_path / "results").read_text() == "a file, not a folder"
+
+
+def test_a_fault_of_ours_is_one_sentence_unless_debugging(places, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", fails)
+    outcome = sanbench("accuracy", *places)
+    assert outcome.exit_code == 1
+    assert outcome.stderr == "Error: RuntimeError: out of luck (sanbench --debug shows where)\n"
+    assert isinstance(sanbench("--debug", "accuracy", *places).exception, RuntimeError)
+
+
+def test_a_taken_run_is_not_touched(runs, folder):
+    before = snapshot(runs)
+    outcome = sanbench("train", "san10", "--data", f"folder:{folder}", "--image-size", 32, "--run", "san10", "--runs", runs)
+    assert outcome.exit_code == 2
+    assert "--run" in outcome.stderr
+    assert snapshot(runs) == before
+
+
+def test_models_lists_sizes_and_published_figures():
+    text = sanbench("models").stdout
+    for words in ("san15_patchwise", "16,181,310", "2.478", "78.0", "25,557,032"):
+        assert words in text
+
+
+def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder, tmp_path):
+    places = ["--runs", str(runs), "--results", str(tmp_path / "results")]
+    command = [
+        sys.executable,
+        "-m",
+        "sanbench_cli",
+        "attack",
+        "san10",
+        "--steps",
+        "40",
+        "--eps",
+        "8/255",
+        "--batch-size",
+        "4",
+        *places,
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "results").exists():  # evaluating has begun
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(2)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stderr.startswith("Interrupted.")
+    assert "Traceback" not in stderr
+    command[command.index("40")] = "2"
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert len(list((tmp_path / "results" / "records").glob("*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sanbench_cli", "--help"], check=True, capture_output=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - started)
+    assert sorted(seconds)[2] < 0.5
+
+
+@pytest.fixture
+def small_presets(monkeypatch):
+    """`reproduce` as it is, on narrow networks, few images and one budget."""
+    from sanbench import reproduce
+
+    images = reproduce.load_dataset("fashion10k", "test")
+    narrow = {"width": 0.5, "epochs": 1}
+    preset = reproduce.Preset(eps="4/255", limit=4, steps=1, angles="90", san=narrow, resnet={"epochs": 1})
+    monkeypatch.setitem(reproduce.PRESETS, "quick", preset)
+    import sanbench.training.loop as loop
+
+    original = loop.load_dataset
+
+    def few(name, split, source=None):
+        found = original(name, split)
+        found.images, found.labels = found.images[::100], found.labels[::100]
+        return found
+
+    monkeypatch.setattr(loop, "load_dataset", few)
+    images.images, images.labels = images.images[::100], images.labels[::100]
+    monkeypatch.setattr(reproduce, "load_dataset", lambda *_: images)
+    return reproduce
+
+
+def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tmp_path):
+    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    first = sanbench("reproduce", *places)
+    assert first.exit_code == 0, first.output
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"quick-{name}" for name in sorted(small_presets.MODELS)
+    ]
+    assert len(list((tmp_path / "results/records").iterdir())) == 3 * (2 + 2)
+    before = snapshot(tmp_path)
+    second = sanbench("reproduce", *places)
+    assert second.exit_code == 0
+    assert snapshot(tmp_path) == before
+
+    shutil.rmtree(tmp_path / "runs" / "quick-resnet26")  # an interruption: one run is gone, one has no end, records are lost
+    (tmp_path / "runs" / "quick-san10_pairwise" / "metrics.jsonl").unlink()
+    for path in (tmp_path / "results/records").glob("resnet26*"):
+        path.unlink()
+    third = sanbench("reproduce", *places)
+    assert third.exit_code == 0, third.output
+    weights = {path: content for path, content in snapshot(tmp_path / "results/records").items()}
+    assert set(weights) == {path for path in before if path.parent.name == "records"}  # same seed, same weights, same keys

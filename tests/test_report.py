@@ -1,0 +1,158 @@
+"""Reports and pictures come from the records and from nothing else."""
+
+import re
+import shutil
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+from sanbench.evaluation.statistics import wilson
+from sanbench.models import MODELS
+from sanbench.records import Record, Store
+from sanbench.report import cell, write_report
+
+
+def record(model="san10_pairwise", experiment="accuracy", correct=80, images=100, weights="a" * 64, **changes):
+    """A record with plausible values."""
+    values = {
+        "model": model,
+        "weights": weights,
+        "data": {"name": "fashion10k", "split": "test", "fingerprint": "f", "decoder": "none", "images": images, "of": 2000}
+        | {"subset_seed": None if images == 2000 else 0},
+        "experiment": experiment,
+        "setting": {},
+        "run": f"run-{model}",
+        "counts": {"images": images, "correct": correct, "correct_top5": images},
+        "extremes": {},
+        "training": {"seed": 7, "epoch": 3, "train_images": 7000, "train_seconds": 60.0, "recipe": recipe()},
+        "selection": "best epoch on validation images",
+        "versions": {"torch": "2"},
+        "device": "cpu",
+        "seconds": 1.0,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    return Record(**(values | changes))
+
+
+def recipe():
+    from sanbench.training.config import RECIPES
+
+    return RECIPES["short"].model_dump()
+
+
+def attacked(model, eps, correct, name="pgd"):
+    setting = {"attack": name, "norm": "linf", "eps": eps, "step_size": f"{int(eps.split('/')[0]) / 4}/255", "steps": 10}
+    setting |= {"restarts": 1, "start": "uniform in the ball", "target": "none" if name == "pgd" else "other", "seed": 0}
+    setting |= {"attacked": "images right before"}
+    counts = {"images": 100, "correct": correct, "correct_top5": 90, "right_before": 80, "success": 80 - correct}
+    counts |= {} if name == "pgd" else {"hit_target": 3}
+    return record(model, "attack", counts=counts, setting=setting, extremes={"linf": 0.03})
+
+
+def store_with(tmp_path, *records):
+    store = Store(tmp_path)
+    for each in records:
+        store.write(each, pd.DataFrame({"index": [0]}))
+    return store
+
+
+def full(tmp_path):
+    records = []
+    for model in ("san10_patchwise", "resnet26", "san10_pairwise"):
+        records.append(record(model))
+        records += [record(model, "rotation", correct=30, setting={"angle": angle}) for angle in ("flip", 90, 180)]
+        records += [attacked(model, eps, correct) for eps, correct in (("8/255", 10), ("2/255", 40))]
+        records.append(attacked(model, "8/255", 20, "pgd-targeted"))
+    return store_with(tmp_path, *records)
+
+
+def test_the_report_is_derived_and_comes_back(tmp_path):
+    store = full(tmp_path)
+    paths = write_report(store)
+    first = {path: open(path, "rb").read() for path in paths}
+    assert {path.rsplit("/", 1)[1] for path in paths} == {
+        "report.md",
+        "accuracy.csv",
+        "rotation.csv",
+        "attack.csv",
+        "robustness-fashion10k.png",
+    }
+    for path in paths:
+        shutil.os.remove(path)
+    write_report(store)
+    assert {path: open(path, "rb").read() for path in paths} == first
+
+
+def rows_of(text, heading):
+    section = text.split(f"### {heading}")[1].split("###")[0]
+    return [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+
+
+def test_tables_hold_the_counts(tmp_path):
+    text = (full(tmp_path).root / "report.md", write_report(Store(tmp_path)))[0].read_text()
+    accuracy = rows_of(text, "Accuracy")
+    assert [row[0] for row in accuracy[2:]] == ["resnet26", "san10_pairwise", "san10_patchwise"]
+    assert accuracy[2][1:] == [cell(wilson(80, 100)), cell(wilson(100, 100)), "100 of 2,000", "7", "aaaaaaaa"]
+    rotated = rows_of(text, "Rotated")
+    assert rotated[0][:5] == ["network", "upright", "90°", "180°", "flip"]
+    assert rotated[2][2] == f"{cell(wilson(30, 100))} (-50.0)"
+    attack = rows_of(text, "Attack: pgd\n")
+    assert attack[0][1:6] == [
+        "clean, same images",
+        "robust, ε = 2/255",
+        "success, ε = 2/255",
+        "robust, ε = 8/255",
+        "success, ε = 8/255",
+    ]
+    assert attack[2][2:6] == [cell(wilson(40, 100)), cell(wilson(40, 80)), cell(wilson(10, 100)), cell(wilson(70, 80))]
+    assert "target hit, ε = 8/255" in rows_of(text, "Attack: pgd-targeted")[0]
+    assert "10 steps of ε/4" in text
+    assert "best epoch on validation images" in text
+
+
+def test_csv_is_not_rounded(tmp_path):
+    write_report(store_with(tmp_path, record(correct=2, images=3)))
+    table = pd.read_csv(tmp_path / "accuracy.csv", float_precision="round_trip")
+    assert table.loc[0, "top1"] == 2 / 3
+    assert table.loc[0, "top1_low"] == wilson(2, 3).low
+    assert table.loc[0, "weights"] == "a" * 64
+
+
+def test_a_run_trained_again_shows_its_newest_weights(tmp_path):
+    old, new = record(correct=10), record(correct=90, weights="b" * 64, created="2026-02-01T00:00:00+00:00")
+    write_report(store_with(tmp_path, new, old))
+    text = (tmp_path / "report.md").read_text()
+    assert "bbbbbbbb" in text
+    assert "aaaaaaaa" not in text
+
+
+@pytest.mark.parametrize("name", ["imagenet", "fashion10k"])
+def test_published_figures_stand_beside_imagenet_only(name, tmp_path):
+    data = {**record().data, "name": name}
+    write_report(store_with(tmp_path, record(data=data), record("resnet26", data=data)))
+    text = (tmp_path / "report.md").read_text()
+    paper = MODELS["san10_pairwise"].published
+    assert (f"{paper.top1} / {paper.top5}" in text) == (name == "imagenet")
+
+
+def test_subsets_are_compared_with_their_own_upright_images(tmp_path):
+    whole, part = record(correct=1500, images=2000), record(correct=50)
+    turned = record("san10_pairwise", "rotation", correct=40, setting={"angle": 90})
+    write_report(store_with(tmp_path, whole, part, turned))
+    (row,) = rows_of((tmp_path / "report.md").read_text(), "Rotated")[2:]
+    assert row[1] == cell(wilson(50, 100))
+    assert row[2].endswith("(-10.0)")
+
+
+def test_no_records_say_so(tmp_path):
+    write_report(Store(tmp_path))
+    assert "There are no records yet" in (tmp_path / "report.md").read_text()
+
+
+def test_the_picture_has_every_network(tmp_path):
+    write_report(full(tmp_path))
+    pixels = matplotlib.image.imread(tmp_path / "robustness-fashion10k.png")[..., :3]
+    colours = {tuple(colour) for colour in (pixels.reshape(-1, 3) * 255).round().astype(int).tolist()}
+    for colour in ("#000000", "#E69F00", "#56B4E9"):
+        assert tuple(int(part, 16) for part in re.findall("..", colour[1:])) in colours

@@ -1,0 +1,206 @@
+"""Recipes, the training loop, runs and checkpoints."""
+
+import json
+import math
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import sanbench
+from sanbench.data import Batch, load_dataset
+from sanbench.errors import InputError, SanbenchError
+from sanbench.models.checkpoints import load_model, read_checkpoint, save_checkpoint, weights_hash
+from sanbench.training.config import RECIPES, Recipe, configure
+from sanbench.training.loop import augment, train
+from sanbench.training.runs import Run, free_name, load_subjects
+
+CPU = torch.device("cpu")
+
+
+def test_the_papers_recipe():
+    recipe = RECIPES["paper"]
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum) == (100, 256, 0.1, 0.9)
+    assert (recipe.weight_decay, recipe.label_smoothing, recipe.optimizer) == (1e-4, 0.1, "sgd")
+    for epoch in (0, 1, 50, 99):
+        rates = {recipe.learning_rate(epoch, step, 10) for step in range(10)}
+        assert sorted(rates) == pytest.approx([0.05 * (1 + math.cos(math.pi * epoch / 100))])
+
+
+def test_warm_up_rises_to_the_base_rate_and_steps_fall_to_zero():
+    recipe = Recipe(epochs=3, batch_size=1, lr=0.4, warmup_epochs=1, cosine_steps=True)
+    rates = [recipe.learning_rate(epoch, step, 4) for epoch in range(3) for step in range(4)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates[4] == pytest.approx(0.4)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+
+
+def test_a_run_holds_what_it_says(san_run, folder):
+    config = san_run.config()
+    assert config.model.label == "san10_pairwise width=0.5"
+    assert config.model.num_classes == 3
+    lines = san_run.epochs()
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert all(math.isfinite(line["loss"]) and 0 <= line["validation_top1"] <= 1 for line in lines)
+    last, best = (read_checkpoint(san_run.folder / f"{name}.pt") for name in ("last", "best"))
+    assert last["epoch"] == 2
+    top1 = [line["validation_top1"] for line in lines]
+    assert best["epoch"] == 1 + top1.index(max(top1))
+    assert last["classes"] == ["bag", "sneaker", "trouser"]
+    assert best["selection"] == "best epoch ON THE REPORTED IMAGES"  # the folder has no test/ of its own
+    assert san_run.is_finished()
+    assert sorted(path.name for path in san_run.folder.iterdir()) == ["best.pt", "config.json", "last.pt", "metrics.jsonl"]
+
+
+def test_training_learns_and_the_same_seed_repeats_it(folder, resnet_run, tmp_path):
+    first = resnet_run.epochs()
+    longer = configure("resnet26", f"folder:{folder}", changes={"epochs": 8, "batch_size": 8, "lr": 0.02}, image_size=32)
+    learnt = train(longer, tmp_path / "longer", CPU).epochs()
+    assert learnt[-1]["loss"] < 0.9 * learnt[0]["loss"]
+    again = train(resnet_run.config(), tmp_path / "again", CPU)
+    assert [line["loss"] for line in again.epochs()] == [line["loss"] for line in first]
+    hashes = {weights_hash(load_model(run.folder / "last.pt").state_dict()) for run in (resnet_run, again)}
+    assert len(hashes) == 1
+    other = train(resnet_run.config().model_copy(update={"seed": 1}), tmp_path / "other", CPU)
+    assert other.epochs()[0]["loss"] != first[0]["loss"]
+
+
+def test_a_checkpoint_alone_rebuilds_its_network(san_run):
+    model = sanbench.load_model(san_run.folder / "last.pt")
+    assert model.spec == san_run.config().model
+    assert not model.training
+    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_a_run_is_not_trained_over(resnet_run):
+    before = (resnet_run.folder / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="there already"):
+        train(resnet_run.config(), resnet_run.folder, CPU)
+    assert (resnet_run.folder / "last.pt").read_bytes() == before
+    assert free_name(resnet_run.folder.parent, "resnet26") == "resnet26-2"
+    assert free_name(resnet_run.folder.parent, "other") == "other"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
+    config = configure("resnet26", f"folder:{folder}", changes={"lr": 1e30, "epochs": 3, "warmup_epochs": 0}, image_size=32)
+    with pytest.raises(SanbenchError, match=r"not finite at epoch \d, step"):
+        train(config, tmp_path / "run", CPU)
+    assert not Run(tmp_path / "run").is_finished()
+
+
+def test_augmentation_mirrors_and_shifts_within_the_padding():
+    images = load_dataset("fashion10k", "train").read(range(64))
+    batch = Batch(images, torch.zeros(64), torch.arange(64))
+    plain = augment(batch, 0, np.random.default_rng(1), CPU)
+    upright, mirrored = images.float() / 255, images.flip(3).float() / 255
+    is_upright = (plain == upright).flatten(1).all(1)
+    assert (is_upright | (plain == mirrored).flatten(1).all(1)).all()
+    assert 16 < is_upright.sum() < 48
+    cropped = augment(batch, 2, np.random.default_rng(1), CPU)
+    assert cropped.shape == images.shape
+    padded = torch.nn.functional.pad(torch.where(is_upright.view(-1, 1, 1, 1), upright, mirrored), (2, 2, 2, 2))
+    windows = [padded[:, :, y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
+    flipped = [
+        torch.nn.functional.pad(upright, (2, 2, 2, 2))[:, :, y : y + 32, x : x + 32].flip(3) for y in range(5) for x in range(5)
+    ]
+    matches = torch.stack([(cropped == window).flatten(1).all(1) for window in windows + flipped])
+    assert matches.any(0).all()
+    assert len(matches.float().argmax(0).unique()) > 5
+    assert torch.equal(cropped, augment(batch, 2, np.random.default_rng(1), CPU))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"footprnt": "5"}, "Did you mean 'footprint'"),
+        ({"lr": "fast"}, "lr=fast"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"select": "worst"}, "select=worst"),
+        ({"relation": "star"}, "'star'"),
+    ],
+)
+def test_wrong_settings_are_named(changes, named):
+    with pytest.raises(InputError, match=named):
+        configure("san10", changes=changes)
+
+
+def test_settings_reach_recipe_and_network():
+    config = configure("san10", changes={"attention": "patchwise", "footprint": "5", "epochs": "3", "lr": "0.2"}, seed=4)
+    assert (config.model.label, config.recipe.epochs, config.recipe.lr, config.seed) == (
+        "san10_patchwise footprint=5",
+        3,
+        0.2,
+        4,
+    )
+    assert configure("san10", "imagenet").recipe == RECIPES["paper"]
+
+
+def damaged(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_checkpoints_that_cannot_be_used_are_named(san_run, tmp_path):
+    whole = (san_run.folder / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_model(tmp_path / "missing.pt")
+    for name, content in (
+        ("cut", whole[: len(whole) // 2]),
+        ("empty", b""),
+        ("text", b"not weights"),
+        ("picture", b"\x89PNG\r\n"),
+    ):
+        with pytest.raises(SanbenchError, match=f"{name}.pt is not a readable checkpoint"):
+            load_model(damaged(tmp_path / f"{name}.pt", content))
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(SanbenchError, match=r"another program \(keys epoch, state_dict\)"):
+        load_model(tmp_path / "other.pt")
+    content = read_checkpoint(san_run.folder / "last.pt")
+    torch.save({**content, "model": {**content["model"], "variation": {}}}, tmp_path / "wide.pt")
+    with pytest.raises(SanbenchError, match="does not hold the weights of a san10_pairwise"):
+        load_model(tmp_path / "wide.pt")
+
+
+def test_nothing_is_unpickled_but_plain_values(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    (tmp_path / "trap.pt").write_bytes(pickle.dumps(Trap()))
+    torch.save({"format": Trap()}, tmp_path / "zip.pt")
+    for name in ("trap.pt", "zip.pt"):
+        with pytest.raises(SanbenchError):
+            load_model(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(san_run, tmp_path, monkeypatch):
+    path = shutil.copy(san_run.folder / "last.pt", tmp_path / "last.pt")
+    before = path.read_bytes()
+
+    def full_disk(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, sanbench.build_model("resnet26", 3))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_subjects_are_runs_files_or_every_finished_run(runs, tmp_path):
+    assert [subject.run for subject in load_subjects([], runs)] == ["resnet26", "san10"]
+    by_name, by_file = load_subjects(["san10", str(runs / "san10" / "best.pt")], runs)
+    assert by_name.weights == by_file.weights
+    assert by_name.training["seed"] == 0
+    with pytest.raises(InputError, match="Did you mean 'san10'"):
+        load_subjects(["san1O"], runs)
+    unfinished = shutil.copytree(runs / "san10", tmp_path / "san10")
+    lines = (unfinished / "metrics.jsonl").read_text().splitlines()
+    (unfinished / "metrics.jsonl").write_text(json.dumps(json.loads(lines[0])) + "\n")
+    with pytest.raises(InputError, match="no finished run"):
+        load_subjects([], tmp_path)
