@@ -225,7 +225,8 @@ def test_evaluating_restores_modes_and_gradients_even_after_an_error(subject):
             assert not any(parameter.requires_grad for parameter in model.parameters())
             raise KeyError
 
-    pytest.raises(KeyError, fails)
+    with pytest.raises(KeyError):
+        fails()
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     frozen.requires_grad_(True)

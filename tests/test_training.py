@@ -57,7 +57,7 @@ def test_a_run_holds_what_it_says(san_run, folder):
 
 def test_training_learns_and_the_same_seed_repeats_it(folder, resnet_run, tmp_path):
     first = resnet_run.epochs()
-    longer = configure("resnet26", f"folder:{folder}", changes={"epochs": 8, "batch_size": 8, "lr": 0.02}, image_size=32)
+    longer = configure("resnet26", f"folder:{folder}", changes={"epochs": 8, "batch_size": 24, "lr": 0.02}, image_size=32)
     learnt = train(longer, tmp_path / "longer", CPU).epochs()
     assert learnt[-1]["loss"] < 0.9 * learnt[0]["loss"]
     again = train(resnet_run.config(), tmp_path / "again", CPU)
