@@ -57,9 +57,9 @@ def test_a_run_holds_what_it_says(san_run, folder):
 
 def test_training_learns_and_the_same_seed_repeats_it(folder, resnet_run, tmp_path):
     first = resnet_run.epochs()
-    longer = configure("resnet26", f"folder:{folder}", changes={"epochs": 8, "batch_size": 24, "lr": 0.02}, image_size=32)
-    learnt = train(longer, tmp_path / "longer", CPU).epochs()
-    assert learnt[-1]["loss"] < 0.9 * learnt[0]["loss"]
+    longer = {"epochs": 10, "batch_size": 8, "lr": 0.001, "optimizer": "adamw"}
+    learnt = train(configure("resnet26", f"folder:{folder}", changes=longer, image_size=32), tmp_path / "longer", CPU).epochs()
+    assert max(line["validation_top1"] for line in learnt) >= 0.7  # of three classes
     again = train(resnet_run.config(), tmp_path / "again", CPU)
     assert [line["loss"] for line in again.epochs()] == [line["loss"] for line in first]
     hashes = {weights_hash(load_model(run.folder / "last.pt").state_dict()) for run in (resnet_run, again)}
