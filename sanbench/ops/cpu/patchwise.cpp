@@ -1,0 +1,3 @@
+#include "tile.h"
+#ifdef PORTABLE
+#endif
