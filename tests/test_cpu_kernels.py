@@ -106,7 +106,7 @@ SIZES = [(1, 1, 1), (3, 1, 1), (3, 2, 2), (2, 4, 4), (17, 2, 3), (3, 8, 8), (1, 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("size", [*SIZES, *[None] * 8], ids=str)
-@pytest.mark.parametrize("kind", ["pairwise"])
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 def test_attention(kind: str, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest) -> None:
     seed = sum(request.node.name.encode())
     compare(f"{kind}_attention", case(seed, kind, size, position=seed % 3 > 0), build)
@@ -114,7 +114,7 @@ def test_attention(kind: str, size: tuple[int, int, int] | None, build: str, req
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("size", [*SIZES, *[None] * 4], ids=str)
-@pytest.mark.parametrize("kind", ["pairwise"])
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 def test_statistics(kind: str, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest) -> None:
     seed = sum(request.node.name.encode())
     compare(f"{kind}_statistics", statistics_of(case(seed, kind, size, position=seed % 3 > 0), 1), build)

@@ -6,11 +6,12 @@
 //     e = W2 z                 G channels (the bias cancels)
 // and a pixel p = softmax_j(e), y_c = sum_j p_{c mod G} v_c. LANES output pixels at once, neighbours in blocks of COLS. The backward
 // recomputes all of it and scatters what belongs to j into a padded scratch that is folded back.
-#include "tile.h"
+#include "passes.h"
 
 namespace {
 
 struct Plan {  // what all threads share
+    static constexpr bool distinct = true;
     const Call& call;
     const int D, M, G, C, Dp, Mp, Gp, K;
     const Tiling tiling;
@@ -19,46 +20,28 @@ struct Plan {  // what all threads share
 
     explicit Plan(const Call& c)
         : call(c), D(c.narrow + c.extra), M(c.hidden), G(c.groups), C(c.channels), Dp(padded(D, ROWS)), Mp(padded(M, ROWS)),
-          Gp(padded(G, ROWS)), K(c.footprint * c.footprint), tiling(c.images, c.height, c.width, c.footprint, true),
+          Gp(padded(G, ROWS)), K(c.footprint * c.footprint), tiling(c.images, c.height, c.width, c.footprint, distinct),
           blocks((int)tiling.offset.size()), scaled(zeros((long)M * D)), first(zeros((long)Mp * D)), first_back(zeros((long)Dp * M)),
           second(zeros((long)Gp * M)), second_back(zeros((long)Mp * G)), bias(zeros(Mp)) {
         for (int m = 0; m < M; ++m)
             for (int d = 0; d < D; ++d) scaled[(long)m * D + d] = c.gamma[2][(long)m * D + d] * (c.gamma[3] ? c.gamma[3][m] : 1.f);
-        pack(first.get(), scaled.get(), M, D, false);
-        pack(first_back.get(), scaled.get(), D, M, true);
+        pack(first.get(), M, D, [&](int m, int d) { return scaled[(long)m * D + d]; });
+        pack(first_back.get(), D, M, [&](int d, int m) { return scaled[(long)m * D + d]; });
         if (!c.gamma[5]) return;  // statistics
         memcpy(bias.get(), c.gamma[4], 4l * M);
-        pack(second.get(), c.gamma[5], G, M, false);
-        pack(second_back.get(), c.gamma[5], M, G, true);
+        pack(second.get(), G, M, [&](int g, int m) { return c.gamma[5][(long)g * M + m]; });
+        pack(second_back.get(), M, G, [&](int m, int g) { return c.gamma[5][(long)g * M + m]; });
     }
     int columns() const { return blocks.columns(); }
+    Gradients gradients() const { return Gradients(tiling, D, D, C); }
 };
 
-struct Gradients {  // of one tile, or of one thread where a tile is a whole image
-    Buffer a, b, value;
-    explicit Gradients(const Plan& p)
-        : a(zeros(p.D * p.tiling.plain.plane)), b(zeros(p.D * p.tiling.halo.plane)), value(zeros(p.C * p.tiling.halo.plane)) {}
-    void clear(const Plan& p) {
-        memset(a.get(), 0, 4 * p.D * p.tiling.plain.plane);
-        memset(b.get(), 0, 4 * p.D * p.tiling.halo.plane);
-        memset(value.get(), 0, 4 * p.C * p.tiling.halo.plane);
-    }
-};
-
-struct Sums {  // of one tile: gradients of what all images share
+struct Sums {  // of one lot of tiles: gradients of what all images share
     Buffer first, second, bias;
     std::vector<double> scale, shift;
     explicit Sums(const Plan& p)
         : first(zeros(outer_size(p.Mp, p.Dp) * LANES)), second(zeros(p.Gp ? outer_size(p.Gp, p.Mp) * LANES : 0)),
           bias(zeros(p.Mp * LANES)), scale(p.D), shift(p.D) {}
-};
-
-struct Moments {  // of M channels of the images of one tile, from sums over each lane
-    std::vector<double> count, sum, square;  // about `centre`
-    Buffer centre, row_sum, row_square;
-    explicit Moments(const Plan& p)
-        : count(LANES), sum(p.Mp * LANES), square(p.Mp * LANES), centre(zeros(p.Mp * LANES)), row_sum(zeros(p.Mp * LANES)),
-          row_square(zeros(p.Mp * LANES)) {}
 };
 
 struct Worker {
@@ -268,49 +251,25 @@ struct Worker {
 
     void statistics(int tile, Moments& moments) {
         fill_tile(tile);
-        V *centre = (V*)moments.centre.get(), *sum = (V*)moments.row_sum.get(), *square = (V*)moments.row_square.get();
         for (int y = 0; y < t.rows(tile); ++y) {
             for (int v = 0; v < t.vectors; ++v) {
                 const V valid = t.valid(t.group(tile), v);
-                for (int l = 0; l < LANES; ++l) moments.count[l] += valid[l] * p.K;
+                moments.add_count(valid, p.K);
                 for (int k = 0; k < p.blocks.count; ++k)
                     with_columns(p.blocks.width(k), [&](auto n) {
                         constexpr int N = decltype(n)::value;
-                        V* at = (V*)z.get();
-                        hidden<N>(at, y, v, k);
-                        if (y + v + k == 0)
-                            for (int m = 0; m < p.M; ++m) centre[m] = at[m * N];
-                        const float* times = &t.multiplicity[p.blocks.first[k]];
-                        for (int m = 0; m < p.M; ++m)
-#pragma GCC unroll 8
-                            for (int q = 0; q < N; ++q) {
-                                const V off = at[m * N + q] - centre[m], part = valid * times[q] * off;
-                                sum[m] += part;
-                                square[m] += part * off;
-                            }
+                        hidden<N>((V*)z.get(), y, v, k);
+                        moments.add<N>((V*)z.get(), valid, &t.multiplicity[p.blocks.first[k]]);
                     });
             }
-            for (int i = 0; i < p.M * LANES; ++i) {  // single precision within a row, double beyond
-                moments.sum[i] += moments.row_sum[i], moments.square[i] += moments.row_square[i];
-                moments.row_sum[i] = moments.row_square[i] = 0;
-            }
+            moments.end_row();
         }
     }
 
     // The gradient of the moments reaches each value h as (g_mean + 2 g_variance (h - mean)) / count.
     void statistics_backward(int tile, Gradients& grads, Sums* sums) {
         fill_tile(tile);
-        const Call& c = p.call;
-        const float count = (float)((double)c.height * c.width * p.K);
-        std::vector<V> constant(p.Mp), slope(p.Mp);
-        for (int m = 0; m < p.M; ++m)
-            for (int l = 0; l < LANES; ++l) {
-                const int image = t.group(tile) * t.interleave + l % t.interleave;
-                if (image >= t.images) continue;
-                const float *grad = c.grad_moments + (long)image * 2 * p.M, *moment = c.moments + (long)image * 2 * p.M;
-                slope[m][l] = 2 * grad[p.M + m] / count;
-                constant[m][l] = grad[m] / count - slope[m][l] * moment[m];
-            }
+        const MomentsBackward back(t, p.call, tile, (double)p.call.height * p.call.width * p.K);
         for (int y = 0; y < t.rows(tile); ++y)
             for (int v = 0; v < t.vectors; ++v) {
                 const V valid = t.valid(t.group(tile), v);
@@ -319,10 +278,7 @@ struct Worker {
                         constexpr int N = decltype(n)::value;
                         V* at = (V*)back_z.get() + (long)p.Mp * p.blocks.first[k];
                         hidden<N>(at, y, v, k);
-                        const float* times = &t.multiplicity[p.blocks.first[k]];
-                        for (int m = 0; m < p.Mp; ++m)
-#pragma GCC unroll 8
-                            for (int q = 0; q < N; ++q) at[m * N + q] = valid * times[q] * (constant[m] + slope[m] * at[m * N + q]);
+                        back.apply<N>(at, valid, &t.multiplicity[p.blocks.first[k]]);
                     });
                 first_backward(y, v, grads, sums);
             }
@@ -364,7 +320,7 @@ struct Worker {
     }
 };
 
-void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
+static void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
     const Call& c = p.call;
     const bool statistics = !c.gamma[5];
     auto total = [&](auto&& entry) {
@@ -396,89 +352,21 @@ void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
     }
 }
 
-template <class F>
-void run_backward(const Call& call, F&& tile_backward) {
-    const Plan plan(call);
-    const Tiling& t = plan.tiling;
-    const bool split = t.bands > 1;
-    const int threads = std::min(call.threads, t.tiles());
-    std::vector<Worker> workers;
-    std::vector<Gradients> grads;
-    std::vector<Sums> sums;
-    for (int i = 0; i < threads; ++i) workers.emplace_back(plan, true);
-    for (int i = 0; i < (split ? t.tiles() : threads); ++i) grads.emplace_back(plan);
-    for (int i = 0; i < (call.weights ? t.tiles() : 0); ++i) sums.emplace_back(plan);
-    parallel(t.tiles(), threads, [&](auto& next, int thread) {
-        for (int tile; (tile = next()) >= 0;) {
-            Gradients& to = grads[split ? tile : thread];
-            Sums* shared = call.weights ? &sums[tile] : nullptr;
-            if (!split) to.clear(plan);
-            tile_backward(workers[thread], tile, to, shared);
-            workers[thread].finish_a(tile, to, shared);
-            if (!split) workers[thread].finish_b(tile, to, shared);
-        }
-    });
-    if (split)
-        parallel(t.groups, threads, [&](auto& next, int thread) {
-            for (int group; (group = next()) >= 0;)
-                for (int tile = group * t.bands; tile < (group + 1) * t.bands; ++tile)
-                    workers[thread].finish_b(tile, grads[tile], call.weights ? &sums[tile] : nullptr);
-        });
-    if (call.weights) sum_weights(plan, sums);
-}
-
 }  // namespace
 
 // How many groups of images the gradients of positions come in: groups x E x height x width.
 extern "C" int pairwise_groups(const Call* call) {
-    return Tiling(call->images, call->height, call->width, call->footprint, true).groups;
+    return Tiling(call->images, call->height, call->width, call->footprint, Plan::distinct).groups;
 }
 
-extern "C" void pairwise_attention(const Call* call) {
-    const Plan plan(*call);
-    const int threads = std::min(call->threads, plan.tiling.tiles());
-    std::vector<Worker> workers;
-    for (int i = 0; i < threads; ++i) workers.emplace_back(plan, false);
-    parallel(plan.tiling.tiles(), threads, [&](auto& next, int thread) {
-        for (int tile; (tile = next()) >= 0;) workers[thread].forward(tile);
-    });
-}
+extern "C" void pairwise_attention(const Call* call) { run_forward<Plan, Worker>(*call); }
+extern "C" void pairwise_statistics(const Call* call) { run_statistics<Plan, Worker>(*call); }
 
 extern "C" void pairwise_attention_backward(const Call* call) {
-    run_backward(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) { worker.backward(tile, grads, sums); });
+    run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) { worker.backward(tile, grads, sums); });
 }
-
-extern "C" void pairwise_statistics(const Call* call) {
-    const Plan plan(*call);
-    const Tiling& t = plan.tiling;
-    const int threads = std::min(call->threads, t.tiles());
-    std::vector<Worker> workers;
-    std::vector<Moments> moments;
-    for (int i = 0; i < threads; ++i) workers.emplace_back(plan, true);
-    for (int i = 0; i < t.tiles(); ++i) moments.emplace_back(plan);
-    parallel(t.tiles(), threads, [&](auto& next, int thread) {
-        for (int tile; (tile = next()) >= 0;) workers[thread].statistics(tile, moments[tile]);
-    });
-    for (int image = 0; image < t.images; ++image)
-        for (int m = 0; m < plan.M; ++m) {
-            double count = 0, mean = 0, square = 0;  // merged lane by lane, band by band
-            for (int band = 0; band < t.bands; ++band) {
-                const Moments& part = moments[image / t.interleave * t.bands + band];
-                for (int l = image % t.interleave; l < LANES; l += t.interleave) {
-                    const double n = part.count[l];
-                    if (n == 0) continue;
-                    const long at = (long)m * LANES + l;
-                    const double off = part.centre[at] + part.sum[at] / n - mean;
-                    square += part.square[at] - part.sum[at] * part.sum[at] / n + off * off * count * n / (count + n);
-                    mean += off * n / (count + n);
-                    count += n;
-                }
-            }
-            call->out_moments[(long)image * 2 * plan.M + m] = (float)mean;
-            call->out_moments[(long)image * 2 * plan.M + plan.M + m] = (float)(square / count);
-        }
-}
-
 extern "C" void pairwise_statistics_backward(const Call* call) {
-    run_backward(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) { worker.statistics_backward(tile, grads, sums); });
+    run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) {
+        worker.statistics_backward(tile, grads, sums);
+    });
 }

@@ -4,6 +4,7 @@
 // or a vector of pixels (patchwise); n is at most COLS. Everything wider is a sequence of blocks.
 #pragma once
 #include <utility>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -52,18 +53,17 @@ static inline V exponential(V x) {
     return p * (V)power;
 }
 
-// A weight (rows x inner) as `product` reads it: ROWS rows together, missing rows zero.
-static void pack(float* packed, const float* weight, int rows, int inner, bool transposed, const float* row_scale = nullptr) {
+// A weight (rows x inner), entry(row, column), as `product_of` reads it: ROWS rows together, missing rows zero.
+template <class F>
+static void pack(float* packed, int rows, int inner, F&& entry) {
     for (int r = 0; r < padded(rows, ROWS); ++r)
-        for (int d = 0; d < inner; ++d) {
-            const float w = r >= rows ? 0 : transposed ? weight[(long)d * rows + r] : weight[(long)r * inner + d];
-            packed[(long)(r / ROWS) * ROWS * inner + d * ROWS + r % ROWS] = row_scale && r < rows ? w * row_scale[r] : w;
-        }
+        for (int d = 0; d < inner; ++d)
+            packed[(long)(r / ROWS) * ROWS * inner + d * ROWS + r % ROWS] = r < rows ? entry(r, d) : 0.f;
 }
 
-enum Epilogue { PLAIN, RELU };
+enum Epilogue { PLAIN, RELU, ADD };
 
-// out (rows x n) = weight x (inner x n) + bias, for `rows` padded to ROWS; bias may be missing.
+// out (rows x n) = weight x (inner x n) + bias, for `rows` padded to ROWS; bias may be missing. ADD adds to what out holds instead.
 template <int N, Epilogue E>
 static void product_of(V* out, const float* weight, const float* bias, const V* x, int rows, int inner) {
     for (int r = 0; r < rows; r += ROWS, weight += (long)ROWS * inner, out += ROWS * N) {
@@ -71,7 +71,7 @@ static void product_of(V* out, const float* weight, const float* bias, const V* 
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
-            for (int q = 0; q < N; ++q) sum[i][q] = bias ? all(bias[r + i]) : V{};
+            for (int q = 0; q < N; ++q) sum[i][q] = E == ADD ? out[i * N + q] : bias ? all(bias[r + i]) : V{};
         for (int d = 0; d < inner; ++d)
 #pragma GCC unroll 8
             for (int i = 0; i < ROWS; ++i) {
@@ -123,8 +123,9 @@ static inline V lane_sums(V* x) {  // lane l of the result is the sum of x[l]'s 
 // Blocks[k]: the first column of block k, and at the end the number of columns. A sequence of blocks of `rows` rows lies at
 // rows * first column.
 struct Blocks {
-    int count, first[64];
-    explicit Blocks(int columns) : count((columns + COLS - 1) / COLS) {
+    int count;
+    std::vector<int> first;
+    explicit Blocks(int columns) : count((columns + COLS - 1) / COLS), first(count + 1) {
         for (int k = 0; k <= count; ++k) first[k] = (int)((long)columns * k / count);
     }
     int width(int k) const { return first[k + 1] - first[k]; }
