@@ -115,6 +115,9 @@ def test_attention(kind: str, size: tuple[int, int, int] | None, build: str, req
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("size", [*SIZES, *[None] * 4], ids=str)
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
-def test_statistics(kind: str, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("depth", [0, 1])
+def test_statistics(
+    kind: str, depth: int, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest
+) -> None:
     seed = sum(request.node.name.encode())
-    compare(f"{kind}_statistics", statistics_of(case(seed, kind, size, position=seed % 3 > 0), 1), build)
+    compare(f"{kind}_statistics", statistics_of(case(seed, kind, size, position=seed % 3 > 0), depth), build)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from sanbench.errors import SanbenchError, unknown
+from sanbench.ops.cpu.closed_form import moments
 from sanbench.ops.operator import BODIES, SPECIFICATIONS, TILE, memory_format, tile_size
 
 COMPILED = {"avx512": ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx2": ("avx2", "fma"), "portable": ()}
@@ -88,8 +89,8 @@ def last_kernel(operator: str) -> str | None:
 def serves(operator: str, relation: str, footprint: int, stride: int, dilation: int, **arguments: Any) -> bool:
     """Whether the compiled kernels take this call; whatever they do not take goes to the specification.
 
-    They take float32, the released relation of the kind, gamma of two linears (attention) or one (statistics), and
-    footprints up to 11 with stride and dilation 1. Shapes that do not agree are left to the specification's errors.
+    They take float32, the released relation of the kind, gamma of two linears (attention), one or none (statistics), and
+    footprints 3 to 11 with stride and dilation 1. Shapes that do not agree are left to the specification's errors.
     """
     kind, task = operator.split("_")
     maps = [arguments[name] for name in MAPS if name in arguments]
@@ -102,11 +103,13 @@ def serves(operator: str, relation: str, footprint: int, stride: int, dilation: 
         and (position is None or (position.dim() == 4 and position.shape[::2] == (2, maps[0].shape[2])))
         and (position is None or position.shape[3] == maps[0].shape[3])
         and relation == RELATION[kind]
-        and len(gamma) == (7 if task == "attention" else 3)
+        and len(gamma) in ((7,) if task == "attention" else (0, 3))
         and footprint in range(3, LARGEST_FOOTPRINT + 1, 2)
         and stride == dilation == 1
     ):
         return False
+    if not gamma:
+        return True
     neighbours, narrow = footprint**2, maps[0].shape[1]
     delta = narrow * (neighbours + 1) if kind == "patchwise" else narrow + (0 if position is None else position.shape[1])
     hidden, last = len(gamma[2]), len(gamma[-1])
@@ -193,6 +196,8 @@ def register(operator: str) -> None:
 
 
 def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
+    if not arguments["gamma"]:
+        return moments(**arguments)
     call, value = prepare(**arguments), arguments.get("value")
     if value is None:
         out = torch.empty(call.images, 2, call.hidden)
@@ -206,6 +211,10 @@ def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
 
 def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, Any], weights: bool) -> dict[str, list[Tensor]]:
     """Gradients by argument; those of gamma and position only where `weights`."""
+    if not arguments["gamma"]:
+        inputs = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+        _, pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)
+        return {name: [x.contiguous(memory_format=memory_format(inputs[name]))] for name, x in pullback(grad)[0].items()}
     call, library = prepare(**arguments), build(name)
     maps = [m for m in MAPS if m in arguments]
     grads = {m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps}
@@ -214,8 +223,8 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
     if "value" in arguments:
         call.out = View.of(grad)
     else:
-        moments, grad = run_forward(name, operator, arguments), grad.contiguous()
-        call.moments, call.grad_moments = moments.data_ptr(), grad.data_ptr()
+        forward, grad = run_forward(name, operator, arguments), grad.contiguous()
+        call.moments, call.grad_moments = forward.data_ptr(), grad.data_ptr()
     if weights:
         call.weights = 1
         grads["gamma"] = [torch.zeros_like(g) for g in arguments["gamma"]]
