@@ -121,3 +121,133 @@ def test_statistics(
 ) -> None:
     seed = sum(request.node.name.encode())
     compare(f"{kind}_statistics", statistics_of(case(seed, kind, size, position=seed % 3 > 0), depth), build)
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_any_pattern_of_gradients(kind: str) -> None:
+    values = case(5, kind, (2, 6, 9))
+    leaves = len(tensors(values))
+    patterns = [[0], [1], [2], [leaves - 2], list(range(3, leaves)), [1, 4, leaves - 1], [0, 2]]
+    for wanted in patterns:
+        compare(f"{kind}_attention", values, BUILDS[0] if BUILDS else "tiled", wanted)
+
+
+@pytest.mark.parametrize("operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"])
+@pytest.mark.parametrize("size", [(1, 30, 11), (5, 7, 7), (40, 2, 2)], ids=str)
+def test_same_bits_for_any_number_of_threads(operator: str, size: tuple[int, int, int]) -> None:
+    kind, task = operator.split("_")
+    values = case(3, kind, size)
+    values = values if task == "attention" else statistics_of(values, 1)
+    run = getattr(torch.ops.sanbench, operator)
+    grad = torch.randn(run(*values).shape)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            out, grads = gradients(run, values, grad)
+            results.append([out, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_several_threads_at_once() -> None:
+    values = case(4, "pairwise", (2, 9, 12))
+    expected = torch.ops.sanbench.pairwise_attention(*values)
+    found: list[bool] = []
+
+    def work() -> None:
+        found.extend(torch.equal(torch.ops.sanbench.pairwise_attention(*values), expected) for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 80
+
+
+class Attended(torch.utils.data.Dataset):
+    """Runs a kernel in the loader's workers."""
+
+    values = case(4, "pairwise", (2, 9, 12))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ops.sanbench.pairwise_attention(*self.values)
+
+
+def test_workers_after_fork() -> None:
+    expected = torch.ops.sanbench.pairwise_attention(*Attended.values)  # the parent's threads exist by now
+    loader = torch.utils.data.DataLoader(Attended(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert all(torch.equal(out, expected) for out in loader)
+
+
+@pytest.mark.timeout(60)
+def test_plain_fork() -> None:
+    expected = torch.ops.sanbench.pairwise_attention(*Attended.values)
+    child = os.fork()
+    if child == 0:
+        same = bool((torch.ops.sanbench.pairwise_attention(*Attended.values).numpy() == expected.numpy()).all())
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"])
+def test_opcheck(operator: str) -> None:
+    kind, task = operator.split("_")
+    for seed, size in ((4, (2, 5, 6)), (6, (1, 1, 1))):
+        values = case(seed, kind, size)
+        values = values if task == "attention" else statistics_of(values, 1)
+        for x in tensors(values):
+            x.requires_grad_(x.is_leaf)
+        torch.library.opcheck(getattr(torch.ops.sanbench, operator), tuple(values))
+
+
+def test_what_goes_to_the_specification() -> None:
+    operator = torch.ops.sanbench.pairwise_attention
+    values = case(4, "pairwise", (2, 5, 6))
+    operator(*values)
+    assert cpu.last_kernel("pairwise_attention") == cpu.kernel()
+    for other in (to(values, torch.float64), [*values[:5], "summation", *values[6:]], [*values[:7], 2, 1], [*values[:8], 2]):
+        operator(*other)
+        assert cpu.last_kernel("pairwise_attention") == "tiled"
+
+
+@pytest.mark.parametrize("name", ["tiled", "plain"])
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_forced_specification(kind: str, name: str) -> None:
+    compare(f"{kind}_attention", case(8, kind, (3, 6, 5)), name)
+
+
+def environment(kernels: str) -> subprocess.CompletedProcess:
+    code = "from sanbench.ops import cpu; print(cpu.kernel())"
+    env = os.environ | {"SANBENCH_KERNELS": kernels}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def test_forced_by_the_environment() -> None:
+    for name in cpu.available():
+        assert environment(name).stdout.strip() == name
+    assert "Known: avx2, avx512, plain, portable, tiled" in environment("sse9").stderr
+
+
+def test_forced_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanbench.ops.cpu.kernels.build", lambda name: "it was not compiled")
+    with pytest.raises(SanbenchError, match="SANBENCH_KERNELS=avx2 is not available: it was not compiled"), cpu.use_kernel("avx2"):
+        pass
+    assert cpu.kernel() == "tiled"
+
+
+def test_not_a_number_stays_one() -> None:
+    for kind, place in itertools.product(("pairwise", "patchwise"), (0, 1, 2)):
+        values = case(4, kind, (2, 5, 6))
+        values[place] = values[place].clone()
+        values[place][0, 0, 2, 2] = torch.nan
+        out = getattr(torch.ops.sanbench, f"{kind}_attention")(*values)
+        assert out[0].isnan().any()
+        assert not out[1].isnan().any()
