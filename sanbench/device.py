@@ -1,8 +1,6 @@
-"""The machine: which device computes, what it is called, and how memory is kept."""
+"""The machine: which device computes, and what it is called."""
 
-import ctypes
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -10,7 +8,6 @@ import torch
 from sanbench.errors import InputError, SanbenchError
 
 DEVICES = ("auto", "cpu", "cuda")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def select_device(name: str) -> torch.device:
@@ -36,17 +33,3 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep big blocks that are freed, for the whole process; elsewhere do nothing.
-
-    By default it gives each of torch's big tensors back to the system, and faulting the pages in again takes longer than
-    computing on them.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(M_TOP_PAD, 64 << 20)

@@ -52,9 +52,10 @@ def sanbench(
 
 def start(device: str) -> "torch.device":
     """Settings for the whole process, and the device."""
-    from sanbench.device import keep_freed_memory, select_device
+    from sanbench.allocator import keep_memory
+    from sanbench.device import select_device
 
-    keep_freed_memory()
+    keep_memory()
     return select_device(device)
 
 

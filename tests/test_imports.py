@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ["errors", "progress", "device", "records", "ops", "models", "data", "evaluation", "training"]
+ROOMS = ["errors", "progress", "allocator", "device", "records", "ops", "models", "data", "evaluation", "training"]
 ROOMS += ["figures", "report", "reproduce"]
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sanbench").rglob("*.py"))

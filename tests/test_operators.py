@@ -7,6 +7,7 @@ from torch.library import opcheck
 
 from sanbench.errors import InputError
 from sanbench.ops.footprint import Footprint
+from sanbench.ops.operator import tile_size
 from sanbench.ops.relation import RELATIONS
 from tests import naive
 
@@ -114,11 +115,11 @@ def test_weights_are_shared_by_stride_not_in_blocks():
     assert ops.aggregation(weights, value, 1, 1, 1).flatten().tolist() == [1, 0, 3, 0, 5, 0]
 
 
-def test_images_of_a_batch_do_not_meet_and_tiles_do_not_show(monkeypatch):
+def test_images_of_a_batch_do_not_meet_and_tiles_do_not_show():
     arguments = layer("pairwise", "subtraction", (5, 5, 3, 1, 1), images=7)
     whole = ops.pairwise_attention(*arguments)
-    monkeypatch.setattr("sanbench.ops.operator.TILE", 1)  # one image a tile
-    torch.testing.assert_close(ops.pairwise_attention(*arguments), whole)
+    with tile_size(1):  # one image a tile
+        torch.testing.assert_close(ops.pairwise_attention(*arguments), whole)
     query, key, value, *rest = arguments
     torch.testing.assert_close(ops.pairwise_attention(query[3:4], key[3:4], value[3:4], *rest), whole[3:4])
 

@@ -11,7 +11,10 @@ follow, for every operator alike,
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -21,7 +24,26 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import register_flop_formula
 
 Shape = Sequence[int]
+BODIES: dict[str, Callable[..., Any]] = {}  # the default body of every operator, forward and backward: tiled PyTorch
+SPECIFICATIONS: dict[str, Callable[..., Tensor]] = {}
 TILE = 2**21  # elements a tile expands to: small enough for the last-level cache, large enough to hide the cost of a call
+_tile: ContextVar[float] = ContextVar("tile", default=TILE)
+
+
+@contextmanager
+def tile_size(elements: float | None) -> Iterator[None]:
+    """Tiles that expand to `elements`; None: the whole batch at once."""
+    token = _tile.set(math.inf if elements is None else elements)
+    try:
+        yield
+    finally:
+        _tile.reset(token)
+
+
+def memory_format(like: Tensor) -> torch.memory_format:
+    """What belongs to a map is laid out as that map, also when it is a slice of a wider one."""
+    is_last = like.dim() == 4 and like.stride(1) == 1 and like.shape[2] * like.shape[3] > 1
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], macs: Callable[..., int]) -> None:
@@ -41,12 +63,17 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
         """The same arguments for one tile of images after the other."""
         batches = [value for value, is_batch in zip(values, per_image, strict=True) if is_batch]
         largest = max(batch[0].numel() for batch in batches)
-        images = max(1, TILE // (largest * values[-3] ** 2))
+        images = int(min(len(batches[0]), max(1, _tile.get() // (largest * values[-3] ** 2))))
         tiles = [slice(start, start + images) for start in range(0, len(batches[0]), images)]
         return [(tile, [v[tile] if batch else v for v, batch in zip(values, per_image, strict=True)]) for tile in tiles]
 
     def body(*values: Any) -> Tensor:
-        return torch.cat([specification(*tile) for _, tile in split(values)])
+        out = torch.cat([specification(*tile) for _, tile in split(values)])
+        return out.contiguous(memory_format=layout(values))
+
+    def layout(values: Sequence[Any]) -> torch.memory_format:
+        value = dict(zip(parameters, values, strict=True)).get("value")
+        return torch.contiguous_format if value is None else memory_format(value)
 
     forward = torch.library.custom_op(name, body, mutates_args=(), schema=schema)
 
@@ -55,7 +82,9 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
 
     @forward.register_fake
     def fake(*values: Any) -> Tensor:
-        return values[0].new_empty(shape(**by_name(values)))
+        return torch.empty(
+            tuple(shape(**by_name(values))), dtype=values[0].dtype, device=values[0].device, memory_format=layout(values)
+        )
 
     def backward_body(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
@@ -68,9 +97,10 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
             pullback = torch.func.vjp(run, *(leaves[position] for position in wanted))[1]
             collected.append(pullback(grad[tile]))
         shared = [is_shared for is_shared, need in zip(shared_leaves(values), needs, strict=True) if need]
+        inputs = [leaf for leaf, need in zip(tree_flatten(values)[0], needs, strict=True) if need]
         return [
-            torch.stack(parts).sum(0) if is_shared else torch.cat(parts)
-            for is_shared, parts in zip(shared, zip(*collected, strict=True), strict=True)
+            (torch.stack(parts).sum(0) if is_shared else torch.cat(parts)).contiguous(memory_format=memory_format(like))
+            for like, is_shared, parts in zip(inputs, shared, zip(*collected, strict=True), strict=True)
         ]
 
     def run_with(leaves: list[Any], structure: TreeSpec, wanted: list[int], *chosen: Tensor) -> Tensor:
@@ -84,7 +114,9 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
     def backward_fake(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
         leaves, _ = tree_flatten(values)
-        return [leaf.new_empty(leaf.shape) for leaf, need in zip(leaves, needs, strict=True) if need]
+        return [
+            torch.empty_like(leaf, memory_format=memory_format(leaf)) for leaf, need in zip(leaves, needs, strict=True) if need
+        ]
 
     backward = torch.library.custom_op(
         f"{name}_backward", backward_body, mutates_args=(), schema=f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]"
@@ -110,5 +142,7 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
     def flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
         return 2 * shapes[0][0] * macs(**dict(zip(parameters, shapes, strict=True)))
 
+    BODIES[specification.__name__], BODIES[f"{specification.__name__}_backward"] = body, backward_body
+    SPECIFICATIONS[specification.__name__] = specification
     packet = getattr(torch.ops.sanbench, specification.__name__)
     register_flop_formula(packet)(flops)

@@ -1,0 +1,5 @@
+"""Kernels for the CPU; importing registers them."""
+
+from sanbench.ops.cpu.kernels import KERNELS, available, kernel, last_kernel, serves, use_kernel
+
+__all__ = ["KERNELS", "available", "kernel", "last_kernel", "serves", "use_kernel"]

@@ -1,0 +1,170 @@
+// Tiles: bands of rows of a few interleaved images, padded by reflection so that every neighbour is a shifted load.
+//
+// A scratch row holds pixel x of image b at x * interleave + b, so that maps narrower than a vector fill it with
+// several images. The work is cut into tiles by the shapes alone, never by the number of threads: results are the same bits for
+// any number of threads.
+#pragma once
+#include <omp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "vector.h"
+
+struct View {  // of a tensor images x channels x height x width
+    float* data;
+    int64_t image, channel, row, column;  // strides in elements
+    float* at(long n, long c, long y, long x) const { return data + n * image + c * channel + y * row + x * column; }
+};
+
+struct Call {  // the arguments of every kernel; mirrored by kernels.py
+    int images, height, width, footprint, narrow, extra, hidden, groups, channels, threads, weights;
+    View query, key, at_i, at_j, value, out;   // out: the result or its gradient; position as read at i and at j
+    View grad_query, grad_key, grad_value;     // zeros
+    const float* gamma[7];                     // s1 t1 W1 s2 t2 W2 bias, for statistics up to W1
+    float *grad_gamma[7], *grad_at_i, *grad_at_j;
+    const float *moments, *grad_moments;       // statistics: images x 2 x hidden
+    float* out_moments;
+};
+
+static inline int reflected(int i, int size) {
+    if (size == 1) return 0;
+    const int period = 2 * size - 2;
+    i = (i % period + period) % period;
+    return i < size ? i : period - i;
+}
+
+// The distinct neighbours along one axis: on a map smaller than the footprint, shifts that differ by the period of reflection coincide.
+struct Axis {
+    std::vector<int> shift, count;  // how many of the footprint's shifts each stands for
+    int before = 0, after = 0;      // halo
+    Axis(int size, int footprint, bool distinct) {
+        const int radius = footprint / 2, period = size == 1 ? 1 : 2 * size - 2;
+        for (int k = 0; k < footprint; ++k) {  // 0, -1, 1, -2, 2, ... so that the smallest shift stands for its like
+            const int s = k % 2 ? -(k + 1) / 2 : k / 2;
+            size_t known = 0;
+            while (known < shift.size() && !(distinct && (shift[known] - s) % period == 0)) ++known;
+            if (known < shift.size()) {
+                ++count[known];
+            } else {
+                shift.push_back(s), count.push_back(1);
+            }
+        }
+        if (!distinct)
+            for (int k = 0; k < footprint; ++k) shift[k] = k - radius;
+        for (int s : shift) before = s < -before ? -s : before, after = s > after ? s : after;
+    }
+};
+
+struct Layout {  // of the channels of one tile in scratch
+    int rows, columns, above, left;  // with halo
+    long pitch, plane;               // elements between rows and between channels
+};
+
+struct Tiling {
+    int images, height, width, interleave, groups, bands, band_rows, vectors;  // vectors of output pixels in a row
+    Layout plain, halo;              // without and with the pixels around the tile
+    std::vector<long> offset;        // of each neighbour in `halo`
+    std::vector<float> multiplicity;
+
+    Tiling(int images, int height, int width, int footprint, bool distinct) : images(images), height(height), width(width) {
+        const Axis down(height, footprint, distinct), across(width, footprint, distinct);
+        long best = -1;
+        for (int n = 1; n <= LANES && n < 2 * images; n *= 2) {
+            const long cost = (long)((images + n - 1) / n) * ((width * n + LANES - 1) / LANES);
+            if (best < 0 || cost < best) best = cost, interleave = n;
+        }
+        groups = (images + interleave - 1) / interleave;
+        vectors = (width * interleave + LANES - 1) / LANES;
+        const int wanted = (8 + groups - 1) / groups, most = (height + 3) / 4;  // eight tiles, of four rows at least
+        bands = wanted < most ? wanted : most;
+        band_rows = (height + bands - 1) / bands;
+        bands = (height + band_rows - 1) / band_rows;
+        const long row = (long)vectors * LANES;
+        plain = {band_rows, width, 0, 0, row, row * band_rows};
+        const int halo_rows = band_rows + down.before + down.after, halo_columns = width + across.before + across.after;
+        const long pitch = (long)halo_columns * interleave;
+        halo = {halo_rows, halo_columns, down.before, across.before, pitch, padded(pitch * halo_rows + LANES, LANES)};
+        for (size_t y = 0; y < down.shift.size(); ++y)
+            for (size_t x = 0; x < across.shift.size(); ++x) {
+                offset.push_back(down.shift[y] * pitch + (long)across.shift[x] * interleave);
+                multiplicity.push_back((float)(down.count[y] * across.count[x]));
+            }
+    }
+    int tiles() const { return groups * bands; }
+    int first_row(int tile) const { return tile % bands * band_rows; }
+    int rows(int tile) const { return std::min(band_rows, height - first_row(tile)); }
+    int group(int tile) const { return tile / bands; }
+    long at(int y, int v) const { return (y + halo.above) * halo.pitch + (long)halo.left * interleave + (long)v * LANES; }
+    V valid(int group, int v) const {  // 1 in the lanes that hold a pixel of an image, else 0
+        V mask{};
+        for (int l = 0; l < LANES; ++l) {
+            const int at = v * LANES + l;
+            mask[l] = at < width * interleave && group * interleave + at % interleave < images;
+        }
+        return mask;
+    }
+};
+
+// Calls f(element of scratch, tensor's element) for every pixel of a tile and `channels` channels; images that are not there are skipped.
+template <class F>
+static inline void visit(const Tiling& t, const Layout& layout, int tile, const View& view, float* scratch, int channels, F&& f) {
+    const int first = t.first_row(tile) - layout.above, halo = layout.rows - t.band_rows;
+    std::vector<int64_t> column(layout.columns);
+    for (int x = 0; x < layout.columns; ++x) column[x] = reflected(x - layout.left, t.width) * view.column;
+    for (int y = 0; y < t.rows(tile) + halo; ++y)
+        for (int b = 0; b < t.interleave; ++b) {
+            const int image = t.group(tile) * t.interleave + b;
+            if (image >= t.images) break;
+            for (int c = 0; c < channels; ++c) {
+                float* at = scratch + c * layout.plane + y * layout.pitch + b;
+                float* from = view.at(image, c, reflected(first + y, t.height), 0);
+                for (int x = 0; x < layout.columns; ++x) f(c, at[(long)x * t.interleave], from[column[x]]);
+            }
+        }
+}
+
+// scratch = scale * tensor + shift, channel by channel. Where no image is, scratch keeps what it held: zeros or another image.
+static void fill(const Tiling& t, const Layout& layout, int tile, const View& view, float* scratch, int channels,
+                 const float* scale = nullptr, const float* shift = nullptr) {
+    if (scale)
+        visit(t, layout, tile, view, scratch, channels, [&](int c, float& to, float& from) {
+            to = scale[c] * from + (shift ? shift[c] : 0.f);
+        });
+    else
+        visit(t, layout, tile, view, scratch, channels, [](int, float& to, float& from) { to = from; });
+}
+
+// Splits `tasks` over threads: work(next, thread) takes task numbers from next() until it returns -1. A forked child has no
+// OpenMP threads to call, so it works alone.
+template <class F>
+static void parallel(int tasks, int threads, F&& work) {
+    static const pid_t home = getpid();
+    std::atomic<int> taken{0};
+    auto next = [&] {
+        const int task = taken++;
+        return task < tasks ? task : -1;
+    };
+    threads = std::min(threads, tasks);
+    if (threads <= 1 || getpid() != home) return work(next, 0);
+#pragma omp parallel num_threads(threads)
+    work(next, omp_get_thread_num());
+}
+
+struct Free {
+    void operator()(void* p) const { free(p); }
+};
+typedef std::unique_ptr<float[], Free> Buffer;
+static Buffer zeros(long n) {  // aligned to a vector
+    const long bytes = padded(std::max(n, 1L) * 4, 64);
+    float* p = (float*)aligned_alloc(64, bytes);
+    if (!p) abort();
+    memset(p, 0, bytes);
+    return Buffer(p);
+}

@@ -1,0 +1,35 @@
+"""The attention kernels for CPUs, compiled for several instruction sets; which one runs is chosen at run time.
+
+They are optional: where no compiler is, installation succeeds and the operators run as tiled PyTorch.
+"""
+
+import platform
+
+from setuptools import Extension, setup
+
+FLAGS = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+
+setup(
+    ext_modules=[
+        Extension(  # a plain shared library, loaded by sanbench.ops.cpu
+            f"sanbench.ops.cpu.kernels_{name}",
+            ["sanbench/ops/cpu/pairwise.cpp", "sanbench/ops/cpu/patchwise.cpp", "sanbench/ops/cpu/features.cpp"],
+            depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-fno-math-errno",
+                "-fopenmp",
+                "-Wno-maybe-uninitialized",
+                "-Wno-psabi",
+                *flags,
+            ],
+            extra_link_args=["-fopenmp"],
+            optional=True,
+        )
+        for name, flags in FLAGS.items()
+    ]
+)

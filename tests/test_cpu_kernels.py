@@ -1,0 +1,272 @@
+"""The fused kernels against the float64 specification, build by build, on awkward shapes."""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from sanbench.errors import SanbenchError
+from sanbench.ops import cpu
+from sanbench.ops.cpu.kernels import COMPILED
+from sanbench.ops.operator import SPECIFICATIONS
+
+BUILDS = [name for name in COMPILED if name in cpu.available()]
+RELATION = {"pairwise": "subtraction", "patchwise": "concatenation"}
+
+
+def case(seed: int, kind: str, size: tuple[int, int, int] | None = None, position: bool = True) -> list:
+    """Arguments of `<kind>_attention`: images, height and width are `size` or drawn, as is everything else."""
+    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    footprint = draw.choice([3, 5, 7, 9, 11] if kind == "pairwise" else [3, 5, 7])
+    images, height, width = size or (draw.choice([1, 3]), draw.randint(1, 14), draw.choice([1, 2, 3, 5, 7, 16, 17, 33, 70]))
+    narrow, hidden, groups = draw.randint(1, 9), draw.randint(1, 9), draw.randint(1, 5)
+    channels, extra = groups * draw.choice([1, 2, 8, 9]), draw.choice([1, 2]) if position and kind == "pairwise" else 0
+    maps = [normal(images, c, height, width) for c in (narrow, narrow, channels)]
+    style = draw.choice(["contiguous", "channels_last", "slices", "transposed"])
+    if style == "channels_last":
+        maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+    if style == "slices":
+        maps = list(torch.cat(maps, 1).contiguous(memory_format=torch.channels_last).split([narrow, narrow, channels], 1))
+    if style == "transposed":
+        maps = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in maps]
+    delta = narrow * (footprint**2 + 1) if kind == "patchwise" else narrow + extra
+    last = groups * (footprint**2 if kind == "patchwise" else 1)
+    gamma = [normal(delta), normal(delta), normal(hidden, delta) / delta**0.5]
+    gamma += [normal(hidden), normal(hidden), normal(last, hidden) / hidden**0.5, normal(last)]
+    encoding = [normal(2, extra, height, width) if extra else None] if kind == "pairwise" else []
+    return [*maps, *encoding, gamma, RELATION[kind], footprint, 1, 1]
+
+
+def to(values: list, dtype: torch.dtype) -> list:
+    def move(v: object) -> object:
+        return v.to(dtype) if isinstance(v, Tensor) else [move(x) for x in v] if isinstance(v, list) else v
+
+    return [move(v) for v in values]
+
+
+def tensors(values: list) -> list[Tensor]:
+    return [x for v in values for x in (v if isinstance(v, list) else [v]) if isinstance(x, Tensor)]
+
+
+def statistics_of(values: list, depth: int) -> list:
+    """Arguments of the statistics operator: no value, the first linears of gamma."""
+    return [v[: 3 * depth] if isinstance(v, list) else v for at, v in enumerate(values) if at != 2]
+
+
+def gradients(run, values: list, grad: Tensor, wanted: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+    leaves = tensors(values)
+    wanted = list(range(len(leaves))) if wanted is None else wanted
+    chosen = {id(leaves[i]): leaves[i].detach().requires_grad_() for i in wanted}
+
+    def swap(v: object) -> object:
+        return [swap(x) for x in v] if isinstance(v, list) else chosen.get(id(v), v)
+
+    out = run(*[swap(v) for v in values])
+    asked = [chosen[id(leaves[i])] for i in wanted]
+    grads = torch.autograd.grad(out, asked, grad.to(out.dtype), allow_unused=True)
+    return out.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(asked, grads, strict=True)]
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    """Nearly everywhere: where a relu's argument is 0 within rounding, float32 and float64 take different sides."""
+    assert actual.shape == expected.shape
+    scale = expected.abs().max().clamp_min(0.1)
+    error = (actual.double() - expected).abs().flatten() / scale
+    assert error.quantile(0.98, interpolation="lower") < tolerance, f"{error.sort().values[-9:]} of {scale}"
+    assert error.max() < 0.05, f"{error.max()} of {scale}"
+
+
+def compare(operator: str, values: list, build: str, wanted: list[int] | None = None) -> None:
+    run = getattr(torch.ops.sanbench, operator)
+    exact = to(values, torch.float64)
+    grad = torch.randn(run(*values).shape, generator=torch.Generator().manual_seed(1))
+    expected_out, expected = gradients(SPECIFICATIONS[operator], exact, grad, wanted)
+    with cpu.use_kernel(build):
+        out, grads = gradients(run, values, grad, wanted)
+    assert cpu.last_kernel(operator) == build
+    assert cpu.last_kernel(f"{operator}_backward") == build
+    close(out, expected_out)
+    for actual, wish in zip(grads, expected, strict=True):
+        close(actual, wish)
+
+
+SIZES = [
+    (1, 1, 1),
+    (3, 1, 1),
+    (3, 2, 2),
+    (2, 4, 4),
+    (17, 2, 3),
+    (3, 8, 8),
+    (1, 5, 7),
+    (4, 7, 7),
+    (1, 9, 70),
+    (9, 3, 16),
+    (2, 13, 20),
+]
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("size", [*SIZES, *[None] * 8], ids=str)
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_attention(kind: str, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest) -> None:
+    seed = sum(request.node.name.encode())
+    compare(f"{kind}_attention", case(seed, kind, size, position=seed % 3 > 0), build)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("size", [*SIZES, *[None] * 4], ids=str)
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_statistics(
+    kind: str, depth: int, size: tuple[int, int, int] | None, build: str, request: pytest.FixtureRequest
+) -> None:
+    seed = sum(request.node.name.encode())
+    compare(f"{kind}_statistics", statistics_of(case(seed, kind, size, position=seed % 3 > 0), depth), build)
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_any_pattern_of_gradients(kind: str) -> None:
+    values = case(5, kind, (2, 6, 9))
+    leaves = len(tensors(values))
+    patterns = [[0], [1], [2], [leaves - 2], list(range(3, leaves)), [1, 4, leaves - 1], [0, 2]]
+    for wanted in patterns:
+        compare(f"{kind}_attention", values, BUILDS[0] if BUILDS else "tiled", wanted)
+
+
+@pytest.mark.parametrize(
+    "operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
+)
+@pytest.mark.parametrize("size", [(1, 30, 11), (5, 7, 7), (40, 2, 2)], ids=str)
+def test_same_bits_for_any_number_of_threads(operator: str, size: tuple[int, int, int]) -> None:
+    kind, task = operator.split("_")
+    values = case(3, kind, size)
+    values = values if task == "attention" else statistics_of(values, 1)
+    run = getattr(torch.ops.sanbench, operator)
+    grad = torch.randn(run(*values).shape)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            out, grads = gradients(run, values, grad)
+            results.append([out, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_several_threads_at_once() -> None:
+    values = case(4, "pairwise", (2, 9, 12))
+    expected = torch.ops.sanbench.pairwise_attention(*values)
+    found: list[bool] = []
+
+    def work() -> None:
+        found.extend(torch.equal(torch.ops.sanbench.pairwise_attention(*values), expected) for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 80
+
+
+class Attended(torch.utils.data.Dataset):
+    """Runs a kernel in the loader's workers."""
+
+    values = case(4, "pairwise", (2, 9, 12))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ops.sanbench.pairwise_attention(*self.values)
+
+
+def test_workers_after_fork() -> None:
+    expected = torch.ops.sanbench.pairwise_attention(*Attended.values)  # the parent's threads exist by now
+    loader = torch.utils.data.DataLoader(Attended(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert all(torch.equal(out, expected) for out in loader)
+
+
+@pytest.mark.timeout(60)
+def test_plain_fork() -> None:
+    expected = torch.ops.sanbench.pairwise_attention(*Attended.values)
+    child = os.fork()
+    if child == 0:
+        same = bool((torch.ops.sanbench.pairwise_attention(*Attended.values).numpy() == expected.numpy()).all())
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
+)
+def test_opcheck(operator: str) -> None:
+    kind, task = operator.split("_")
+    for seed, size in ((4, (2, 5, 6)), (6, (1, 1, 1))):
+        values = case(seed, kind, size)
+        values = values if task == "attention" else statistics_of(values, 1)
+        for x in tensors(values):
+            x.requires_grad_(x.is_leaf)
+        torch.library.opcheck(getattr(torch.ops.sanbench, operator), tuple(values))
+
+
+def test_what_goes_to_the_specification() -> None:
+    operator = torch.ops.sanbench.pairwise_attention
+    values = case(4, "pairwise", (2, 5, 6))
+    operator(*values)
+    assert cpu.last_kernel("pairwise_attention") == cpu.kernel()
+    for other in (to(values, torch.float64), [*values[:5], "summation", *values[6:]], [*values[:7], 2, 1], [*values[:8], 2]):
+        operator(*other)
+        assert cpu.last_kernel("pairwise_attention") == "tiled"
+
+
+@pytest.mark.parametrize("name", ["tiled", "plain"])
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
+def test_forced_specification(kind: str, name: str) -> None:
+    compare(f"{kind}_attention", case(8, kind, (3, 6, 5)), name)
+
+
+def environment(kernels: str) -> subprocess.CompletedProcess:
+    code = "from sanbench.ops import cpu; print(cpu.kernel())"
+    env = os.environ | {"SANBENCH_KERNELS": kernels}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def test_forced_by_the_environment() -> None:
+    for name in cpu.available():
+        assert environment(name).stdout.strip() == name
+    assert "Known: avx2, avx512, plain, portable, tiled" in environment("sse9").stderr
+
+
+def test_forced_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanbench.ops.cpu.kernels.build", lambda name: "it was not compiled")
+    with (
+        pytest.raises(SanbenchError, match="SANBENCH_KERNELS=avx2 is not available: it was not compiled"),
+        cpu.use_kernel("avx2"),
+    ):
+        pass
+    assert cpu.kernel() == "tiled"
+
+
+def test_not_a_number_stays_one() -> None:
+    for kind, place in itertools.product(("pairwise", "patchwise"), (0, 1, 2)):
+        values = case(4, kind, (2, 5, 6))
+        values[place] = values[place].clone()
+        values[place][0, 0, 2, 2] = torch.nan
+        out = getattr(torch.ops.sanbench, f"{kind}_attention")(*values)
+        assert out[0].isnan().any()
+        assert not out[1].isnan().any()
