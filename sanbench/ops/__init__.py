@@ -1,7 +1,9 @@
-"""Attention operators. `torch.ops.sanbench.*` run the registered operators; the functions here are their plain specifications."""
+"""Attention operators. `torch.ops.sanbench.*` run the registered operators; the functions here are their specifications."""
 
-from sanbench.ops import attention, cpu
+from sanbench.ops import attention, normalise
 from sanbench.ops.footprint import Footprint
 from sanbench.ops.relation import RELATIONS
 
-__all__ = ["RELATIONS", "Footprint", "attention", "cpu"]
+from sanbench.ops import cpu  # isort: skip  # puts kernels under the operators registered above
+
+__all__ = ["RELATIONS", "Footprint", "attention", "cpu", "normalise"]
