@@ -303,7 +303,7 @@ def test_training_follows_the_specification(attention: str) -> None:
     def losses(kernel: str) -> tuple[list[float], dict[str, Tensor]]:
         torch.manual_seed(0)
         model = SAN(SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, width=0.5), 10)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         found = []
         with cpu.use_kernel(kernel):
             for _ in range(4):
