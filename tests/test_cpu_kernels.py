@@ -317,4 +317,5 @@ def test_training_follows_the_specification(attention: str) -> None:
     fused, plain = losses(cpu.kernel()), losses("tiled")
     assert fused[0] == pytest.approx(plain[0], rel=1e-3)
     for name, value in fused[1].items():
-        torch.testing.assert_close(value, plain[1][name], rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+        expected = plain[1][name].double()
+        assert (value - expected).norm() <= 1e-2 * expected.norm() + 1e-4, name
