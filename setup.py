@@ -16,15 +16,10 @@ setup(
     ext_modules=[
         Extension(  # a plain shared library, loaded by sanbench.ops.cpu
             f"sanbench.ops.cpu.kernels_{name}",
-            ["sanbench/ops/cpu/pairwise.cpp", "sanbench/ops/cpu/patchwise.cpp", "sanbench/ops/cpu/features.cpp"],
+            [f"sanbench/ops/cpu/{source}.cpp" for source in ("pairwise", "patchwise", "normalise", "features")],
             depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
             extra_compile_args=[
-                "-std=c++17",
-                "-O3",
-                "-fno-math-errno",
-                "-fopenmp",
-                "-Wno-maybe-uninitialized",
-                "-Wno-psabi",
+                *["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-Wno-maybe-uninitialized", "-Wno-psabi"],
                 *flags,
             ],
             extra_link_args=["-fopenmp"],

@@ -1,4 +1,4 @@
-"""Interleaved comparison of a SAN with a ResNet: `python benchmarks/compare.py eval|attack|train pairwise|patchwise [runs] [cpu]`.
+"""A SAN against a ResNet, interleaved: `python benchmarks/compare.py eval|attack|train pairwise|patchwise [runs] [cpu]`.
 
 With `cpu` it runs on one thread and counts processor time, which other programs on the machine hardly disturb.
 
@@ -65,7 +65,8 @@ def main(mode: str, attention: str = "pairwise", runs: str = "9", clock: str = "
     medians = [1000 * statistics.median(s) for s in seconds]
     print(
         f"{mode} {attention}: SAN {medians[0]:.0f} ms, ResNet {medians[1]:.0f} ms, ratio {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), n {runs}, {clock} time, threads {torch.get_num_threads()}, kernel {cpu.kernel()}"
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), n {runs}, {clock} time, threads {torch.get_num_threads()}, "
+        f"kernel {cpu.kernel()}"
     )
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sanbench.errors import SanbenchError
+from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
 from sanbench.ops.cpu.kernels import COMPILED
-from sanbench.ops.operator import SPECIFICATIONS
+from sanbench.ops.operator import BODIES, SPECIFICATIONS
 
 BUILDS = [name for name in COMPILED if name in cpu.available()]
 RELATION = {"pairwise": "subtraction", "patchwise": "concatenation"}
@@ -270,3 +271,70 @@ def test_not_a_number_stays_one() -> None:
         out = getattr(torch.ops.sanbench, f"{kind}_attention")(*values)
         assert out[0].isnan().any()
         assert not out[1].isnan().any()
+
+
+@pytest.mark.parametrize("build", [*BUILDS, "tiled"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 7), (3, 33, 9, 4), (2, 64, 40, 40)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalised_relu(shape: tuple[int, ...], layout: torch.memory_format, build: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
+    values = [x, torch.randn(shape[1], generator=generator), torch.randn(shape[1], generator=generator)]
+    grad = torch.randn(shape, generator=generator)
+    operator = torch.ops.sanbench.normalised_relu
+    for wanted in ([0], [0, 1, 2], [1]):
+        expected_out, expected = gradients(BODIES["normalised_relu"], to(values, torch.float64), grad, wanted)
+        with cpu.use_kernel(build):
+            out, grads = gradients(operator, values, grad, wanted)
+        assert cpu.last_kernel("normalised_relu_backward") == build
+        close(out, expected_out)
+        for actual, wish in zip(grads, expected, strict=True):
+            close(actual, wish)
+
+
+def test_normalised_relu_opcheck() -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 5, 3, 4).contiguous(memory_format=layout).requires_grad_()
+        scale, shift = torch.randn(5, requires_grad=True), torch.randn(5, requires_grad=True)
+        torch.library.opcheck(torch.ops.sanbench.normalised_relu, (x, scale, shift))
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+def test_network_compiles_and_exports(attention: str) -> None:
+    torch.manual_seed(0)
+    model = SAN(SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, width=0.5), 10).eval()
+    images = torch.randn(2, 3, 40, 32)
+    with torch.no_grad():
+        expected = model(images)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(images)
+        exported = torch.export.export(model, (images,)).module()(images)
+        with cpu.use_kernel("plain"):
+            plain = model(images)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)
+    torch.testing.assert_close(plain, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+def test_training_follows_the_specification(attention: str) -> None:
+    images, labels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 10
+
+    def losses(kernel: str) -> tuple[list[float], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        model = SAN(SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, width=0.5), 10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        found = []
+        with cpu.use_kernel(kernel):
+            for _ in range(4):
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                found.append(loss.item())
+        return found, model.state_dict()
+
+    fused, plain = losses(cpu.kernel()), losses("tiled")
+    assert fused[0] == pytest.approx(plain[0], rel=1e-3)
+    for name, value in fused[1].items():
+        expected = plain[1][name].double()
+        assert (value - expected).norm() <= 1e-2 * expected.norm() + 1e-4, name

@@ -1,7 +1,9 @@
 """Attention operators: torch.ops.sanbench.*, and in `sanbench.ops.attention` their plain specifications."""
 
-from sanbench.ops import attention, cpu
+from sanbench.ops import attention, normalise
 from sanbench.ops.footprint import Footprint
 from sanbench.ops.relation import RELATIONS
 
-__all__ = ["RELATIONS", "Footprint", "attention", "cpu"]
+from sanbench.ops import cpu  # isort: skip  # puts kernels under the operators registered above
+
+__all__ = ["RELATIONS", "Footprint", "attention", "cpu", "normalise"]

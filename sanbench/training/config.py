@@ -17,6 +17,7 @@ class Recipe(BaseModel):
 
     lr            base learning rate, reached after `warmup_epochs` of linear rise, then falls to 0 on a cosine
     cosine_steps  lower the rate at every step, not only at every epoch
+    crops         pad and crop the images of sets that fit in memory; those in folders always have the paper's crops
     optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW; decay on every parameter
     select        which epoch is evaluated: the best by validation top-1, or the last
     """
@@ -32,6 +33,7 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     warmup_epochs: float = Field(default=0, ge=0)
     cosine_steps: bool = False
+    crops: bool = True
     select: Literal["best", "last"] = "best"
 
     def learning_rate(self, epoch: int, step: int, steps: int) -> float:
@@ -47,7 +49,9 @@ RECIPES: dict[str, Recipe] = {
     # The paper's and the released configuration's. They chose the epoch on the images they report; here the last is taken.
     "paper": Recipe(epochs=100, batch_size=256, lr=0.1, select="last"),
     # For small sets on small machines.
-    "short": Recipe(epochs=15, batch_size=64, lr=0.05, warmup_epochs=1, cosine_steps=True),
+    "short": Recipe(
+        epochs=15, batch_size=64, lr=0.004, optimizer="adamw", weight_decay=0.05, warmup_epochs=1, cosine_steps=True
+    ),
 }
 
 

@@ -98,7 +98,9 @@ def train_epoch(
         rate = recipe.learning_rate(epoch, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        pixels = augment(batch, images.crop_padding, np.random.default_rng((config.seed, epoch, step)), device)
+        pixels = augment(
+            batch, images.crop_padding if recipe.crops else 0, np.random.default_rng((config.seed, epoch, step)), device
+        )
         labels = batch.labels.to(device)
         logits = model(pixels)
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)

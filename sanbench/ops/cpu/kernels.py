@@ -32,8 +32,8 @@ _ran: dict[str, str] = {}
 
 
 @cache
-def build(name: str) -> ctypes.CDLL | str:
-    """The compiled kernels for an instruction set, or why there are none."""
+def build(name: str) -> Any:
+    """The compiled kernels for an instruction set (a ctypes.CDLL), or why there are none (a string)."""
     files = sorted(Path(__file__).parent.glob(f"kernels_{name}.*"))
     if not files:
         return "it was not compiled when sanbench was installed"
@@ -213,7 +213,7 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
     """Gradients by argument; those of gamma and position only where `weights`."""
     if not arguments["gamma"]:
         inputs = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-        _, pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)
+        pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)[1]
         return {name: [x.contiguous(memory_format=memory_format(inputs[name]))] for name, x in pullback(grad)[0].items()}
     call, library = prepare(**arguments), build(name)
     maps = [m for m in MAPS if m in arguments]
@@ -236,6 +236,59 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
     getattr(library, f"{operator}_backward")(ctypes.byref(call))
     if weights and call.extra:
         grads["position"] = [parts.sum(1)]
+    return grads
+
+
+class Normalise(ctypes.Structure):
+    """Arguments of normalise.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
+        ("threads", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("x", "scale", "shift", "grad", "out", "grad_x", "grad_scale", "grad_shift")),
+    )
+
+    @classmethod
+    def of(cls, x: Tensor, scale: Tensor, shift: Tensor) -> "Normalise":
+        images, channels, height, width = x.shape
+        is_last = memory_format(x) == torch.channels_last
+        outer, inner = (images * height * width, 1) if is_last else (images, height * width)
+        threads = torch.get_num_threads()
+        return cls(outer, channels, inner, threads, x.data_ptr(), scale.data_ptr(), shift.data_ptr())
+
+
+def _normalise_kernel(direction: str, x: Tensor, *others: Tensor) -> str:
+    name = kernel()
+    served = all(t.dtype == torch.float32 and t.is_contiguous() for t in others) and x.dtype == torch.float32
+    if not served or x.numel() == 0 or not x.is_contiguous(memory_format=memory_format(x)):
+        name = "tiled"
+    _ran["normalised_relu" + direction] = name
+    return name
+
+
+@torch.library.register_kernel("sanbench::normalised_relu", "cpu")
+def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    name = _normalise_kernel("", x, scale, shift)
+    if name not in COMPILED:
+        return BODIES["normalised_relu"](x, scale, shift)
+    call, out = Normalise.of(x, scale, shift), torch.empty_like(x, memory_format=memory_format(x))
+    call.out = out.data_ptr()
+    build(name).normalised_relu(ctypes.byref(call))
+    return out
+
+
+@torch.library.register_kernel("sanbench::normalised_relu_backward", "cpu")
+def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
+    name = _normalise_kernel("_backward", x, scale, shift)
+    if name not in COMPILED or grad.dtype != torch.float32:
+        return BODIES["normalised_relu_backward"](grad, x, scale, shift, shared)
+    call, grad = Normalise.of(x, scale, shift), grad.contiguous(memory_format=memory_format(x))
+    grads = [torch.empty_like(x, memory_format=memory_format(x))]
+    grads += [torch.empty_like(scale), torch.empty_like(shift)] if shared else []
+    call.grad, call.grad_x = grad.data_ptr(), grads[0].data_ptr()
+    if shared:
+        call.grad_scale, call.grad_shift = grads[1].data_ptr(), grads[2].data_ptr()
+    build(name).normalised_relu_backward(ctypes.byref(call))
     return grads
 
 
