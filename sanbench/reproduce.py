@@ -40,8 +40,8 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         eps="1/255,2/255,4/255,8/255",
         limit=500,
-        san={"width": 0.5, "epochs": 8, "crops": False},
-        resnet={"epochs": 8, "crops": False},
+        san={"width": 0.5, "epochs": 10, "crops": False},
+        resnet={"epochs": 10, "crops": False},
     ),
     "full": Preset(eps="1/255,2/255,4/255,8/255,16/255", limit=None, san={"epochs": 30}, resnet={"epochs": 30}),
 }

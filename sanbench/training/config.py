@@ -50,7 +50,7 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(epochs=100, batch_size=256, lr=0.1, select="last"),
     # For small sets on small machines.
     "short": Recipe(
-        epochs=15, batch_size=64, lr=0.004, optimizer="adamw", weight_decay=0.05, warmup_epochs=1, cosine_steps=True
+        epochs=15, batch_size=64, lr=0.0025, optimizer="adamw", weight_decay=0.05, warmup_epochs=1, cosine_steps=True
     ),
 }
 
