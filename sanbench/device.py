@@ -1,10 +1,12 @@
 """The machine: which device computes, and what it is called."""
 
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+import sanbench
 from sanbench.errors import InputError, SanbenchError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,3 +35,8 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "torchattacks", "numpy")
+    return {"sanbench": sanbench.__version__, "python": platform.python_version()} | {p: version(p) for p in packages}

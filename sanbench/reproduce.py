@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         eps="2/255,4/255,8/255",
         limit=300,
-        san={"width": 0.5, "epochs": 10, "crops": False},
+        san={"width": 0.5, "epochs": 8, "crops": False},
         resnet={"epochs": 6, "crops": False},
     ),
     "full": Preset(eps="1/255,2/255,4/255,8/255,16/255", limit=None, san={"epochs": 30}, resnet={"epochs": 30}),

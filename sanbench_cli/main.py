@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
+from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_records, progress
 
 if TYPE_CHECKING:
@@ -238,6 +239,24 @@ def models() -> None:
         "GMACs of an image of 224 x 224: linear maps, gamma and aggregation. Published: 10^6 parameters, 10^9 FLOPs by a "
         "counter that adds normalisation, ReLU and pooling, and ImageNet accuracy in %."
     )
+
+
+@app.command()
+def info() -> None:
+    """Show versions, device, kernels in use, threads and the allocator's setting."""
+    from rich.table import Table
+
+    from sanbench.allocator import keep_memory
+    from sanbench.benchmark import machine
+
+    allocator = "keeps freed memory" if keep_memory() else "the system's default"
+    table = Table(show_header=False)
+    for name, value in {**machine(), "allocator": allocator}.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -1,19 +1,16 @@
 """Experiments: a trained network, images and perturbations become rows and records, part by part."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
-import sanbench
 from sanbench.data import Images, Source, batches, load_dataset, subset
-from sanbench.device import describe
+from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.loop import Perturbation, Rows, measure
 from sanbench.models import Classifier
@@ -185,8 +182,3 @@ def count(rows: pd.DataFrame) -> dict[str, int]:
         if "target" in rows:
             counts["hit_target"] = (right_before & (rows["prediction"] == rows["target"])).sum()
     return {name: int(value) for name, value in counts.items()}
-
-
-def versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "torchattacks", "numpy")
-    return {"sanbench": sanbench.__version__, "python": platform.python_version()} | {p: version(p) for p in packages}
