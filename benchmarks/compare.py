@@ -1,8 +1,8 @@
-"""Interleaved comparison of a SAN with a ResNet: `python benchmarks/compare.py eval|attack|train pairwise|patchwise [runs] [cpu]`.
+"""Interleaved comparison of a SAN with a ResNet: `compare.py eval|attack|train pairwise|patchwise [runs] [cpu]`.
 
 With `cpu` it runs on one thread and counts processor time, which other programs on the machine hardly disturb.
 
-Prints medians of n and the median of the ratios of neighbouring runs. The allocator is set alike for both (`keep_memory`).
+Prints medians of n and the median of the ratios of neighbouring runs. Both sides share the allocator's setting.
 """
 
 import statistics
@@ -64,8 +64,9 @@ def main(mode: str, attention: str = "pairwise", runs: str = "9", clock: str = "
     ratios = sorted(a / b for a, b in zip(*seconds, strict=True))
     medians = [1000 * statistics.median(s) for s in seconds]
     print(
-        f"{mode} {attention}: SAN {medians[0]:.0f} ms, ResNet {medians[1]:.0f} ms, ratio {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), n {runs}, {clock} time, threads {torch.get_num_threads()}, kernel {cpu.kernel()}"
+        f"{mode} {attention}: SAN {medians[0]:.0f} ms, ResNet {medians[1]:.0f} ms, "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
+        f"n {runs}, {clock} time, threads {torch.get_num_threads()}, kernel {cpu.kernel()}"
     )
 
 

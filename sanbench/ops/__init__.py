@@ -1,4 +1,4 @@
-"""Attention operators. `torch.ops.sanbench.*` run the registered operators; the functions here are their specifications."""
+"""Attention operators. `torch.ops.sanbench.*` run the registered operators; the functions here specify them."""
 
 from sanbench.ops import attention, normalise
 from sanbench.ops.footprint import Footprint
