@@ -34,6 +34,7 @@ def step(mode: str, model: torch.nn.Module, images: torch.Tensor) -> Callable[[]
         return train
     model.eval()
     if mode == "attack":
+        model.requires_grad_(False)  # only the image's gradient is wanted
 
         def attack() -> torch.Tensor:
             x = images.clone().requires_grad_()

@@ -96,11 +96,14 @@ def define(
             for tile in (slice(first, first + images) for first in range(0, len(batches[0]), images))
         ]
 
+    def on_rows(values: Sequence[Any], tile: Rows) -> Tensor:
+        return specification(*values, rows=tile)
+
     def over_rows(run: Callable[[Rows], Tensor], rows: list[Rows]) -> Tensor:
         return run(None) if len(rows) == 1 else merge([run(tile) for tile in rows], heights(rows))
 
     def body(*values: Any) -> Tensor:
-        images = [over_rows(lambda tile, v=v: specification(*v, rows=tile), rows) for _, rows, v in split(values)]
+        images = [over_rows(partial(on_rows, v), rows) for _, rows, v in split(values)]
         return torch.cat(images).contiguous(memory_format=layout(values))
 
     def layout(values: Sequence[Any]) -> torch.memory_format:
@@ -124,7 +127,7 @@ def define(
         for images, rows, tile_values in split(values):
             leaves, structure = tree_flatten(tile_values)
 
-            def run(*chosen: Tensor, tile: Rows, leaves=leaves, structure=structure) -> Tensor:
+            def run(tile: Rows, *chosen: Tensor, leaves: list[Any] = leaves, structure: Any = structure) -> Tensor:
                 replaced = list(leaves)
                 for position, tensor in zip(wanted, chosen, strict=True):
                     replaced[position] = tensor
@@ -132,9 +135,9 @@ def define(
 
             chosen = [leaves[position] for position in wanted]
             total: list[Tensor] = []
-            parts = of_tiles(grad[images], lambda tile, chosen=chosen, run=run: run(*chosen, tile=tile), rows)
+            parts = of_tiles(grad[images], partial(on_rows, tile_values), rows)
             for tile, part in zip(rows, parts, strict=True):
-                grads = torch.func.vjp(partial(run, tile=tile), *chosen)[1](part)
+                grads = torch.func.vjp(partial(run, tile), *chosen)[1](part)
                 total = [a + b for a, b in zip(total, grads, strict=True)] if total else list(grads)
             collected.append(total)
         shared = [is_shared for is_shared, need in zip(shared_leaves(values), needs, strict=True) if need]
@@ -149,7 +152,7 @@ def define(
         if len(rows) == 1:
             return [grad]
         if merge is joined:
-            return grad.split(heights(rows), -2)
+            return torch.split(grad, heights(rows), -2)
         parts = [run(tile) for tile in rows]
         gradients: Sequence[Tensor] = torch.func.vjp(lambda *tiles: merge(tiles, heights(rows)), *parts)[1](grad)
         return gradients

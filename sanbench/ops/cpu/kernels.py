@@ -180,15 +180,17 @@ def register(operator: str) -> None:
         name, arguments = choose("", values)
         if name not in COMPILED:
             with tile_size(None) if name == "plain" else nullcontext():
-                return BODIES[operator](*values)
+                out: Tensor = BODIES[operator](*values)
+                return out
         return run_forward(name, operator, arguments)
 
     def backward(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
         name, arguments = choose("_backward", values)
-        if name not in COMPILED or grad.dtype != torch.float32:
+        if name not in COMPILED or grad.dtype != torch.float32 or not agrees(grad, arguments):
             with tile_size(None) if name == "plain" else nullcontext():
-                return BODIES[f"{operator}_backward"](grad, *values_and_needs)
+                every: list[Tensor] = BODIES[f"{operator}_backward"](grad, *values_and_needs)
+                return every
         structure = [tree_flatten(value)[0] for value in values]
         names = [(p, at) for p, leaves in zip(parameters, structure, strict=True) for at in range(len(leaves))]
         asked = [leaf for leaf, need in zip(names, needs, strict=True) if need]
@@ -197,6 +199,14 @@ def register(operator: str) -> None:
 
     torch.library.register_kernel(f"sanbench::{operator}", "cpu", forward)
     torch.library.register_kernel(f"sanbench::{operator}_backward", "cpu", backward)
+
+
+def agrees(grad: Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether `grad` has the shape of what a served call returns."""
+    if "value" in arguments:
+        return bool(grad.shape == arguments["value"].shape)
+    gamma = arguments["gamma"]
+    return not gamma or tuple(grad.shape) == (len(arguments["query"]), 2, len(gamma[2]))
 
 
 def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
@@ -219,12 +229,13 @@ def run_backward(
     """Gradients by argument; those of gamma and position only where `weights`."""
     if not arguments["gamma"]:
         inputs = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-        _, pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)
-        grads = pullback(grad)[0]
-        return {m: [x.contiguous(memory_format=memory_format(inputs[m]))] for m, x in grads.items()}
+        pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)[1]
+        return {m: [x.contiguous(memory_format=memory_format(inputs[m]))] for m, x in pullback(grad)[0].items()}
     call, library = prepare(**arguments), build(name)
     maps = [m for m in MAPS if m in arguments]
-    grads = {m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps}
+    grads: dict[str, list[Tensor]] = {
+        m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps
+    }
     for m in maps:
         setattr(call, f"grad_{m}", View.of(grads[m][0]))
     if "value" in arguments:
@@ -268,29 +279,30 @@ class Normalise(ctypes.Structure):
 
 def _normalise_kernel(direction: str, x: Tensor, *others: Tensor) -> str:
     name = kernel()
-    served = all(t.dtype == torch.float32 and t.is_contiguous() for t in others) and x.dtype == torch.float32
-    if not served or x.numel() == 0 or not x.is_contiguous(memory_format=memory_format(x)):
+    served = x.dtype == torch.float32 and x.dim() == 4 and x.numel() > 0
+    served = served and all(t.dtype == x.dtype and t.shape == (x.shape[1],) and t.is_contiguous() for t in others)
+    if name in COMPILED and not (served and x.is_contiguous(memory_format=memory_format(x))):
         name = "tiled"
     _ran["normalised_relu" + direction] = name
     return name
 
 
-@torch.library.register_kernel("sanbench::normalised_relu", "cpu")
-def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _normalised_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     name = _normalise_kernel("", x, scale, shift)
     if name not in COMPILED:
-        return BODIES["normalised_relu"](x, scale, shift)
+        plain: Tensor = BODIES["normalised_relu"](x, scale, shift)
+        return plain
     call, out = Normalise.of(x, scale, shift), torch.empty_like(x, memory_format=memory_format(x))
     call.out = out.data_ptr()
     build(name).normalised_relu(ctypes.byref(call))
     return out
 
 
-@torch.library.register_kernel("sanbench::normalised_relu_backward", "cpu")
-def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
+def _normalised_relu_backward(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
     name = _normalise_kernel("_backward", x, scale, shift)
-    if name not in COMPILED or grad.dtype != torch.float32:
-        return BODIES["normalised_relu_backward"](grad, x, scale, shift, shared)
+    if name not in COMPILED or grad.dtype != torch.float32 or grad.shape != x.shape:
+        plain: list[Tensor] = BODIES["normalised_relu_backward"](grad, x, scale, shift, shared)
+        return plain
     call, grad = Normalise.of(x, scale, shift), grad.contiguous(memory_format=memory_format(x))
     grads = [torch.empty_like(x, memory_format=memory_format(x))]
     grads += [torch.empty_like(scale), torch.empty_like(shift)] if shared else []
@@ -301,5 +313,7 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> li
     return grads
 
 
+torch.library.register_kernel("sanbench::normalised_relu", "cpu", _normalised_relu)
+torch.library.register_kernel("sanbench::normalised_relu_backward", "cpu", _normalised_relu_backward)
 for _operator in ("pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"):
     register(_operator)
