@@ -12,16 +12,15 @@ if platform.machine() in ("x86_64", "AMD64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
     FLAGS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 
+COMMON = ["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+
 setup(
     ext_modules=[
         Extension(  # a plain shared library, loaded by sanbench.ops.cpu
             f"sanbench.ops.cpu.kernels_{name}",
             [f"sanbench/ops/cpu/{source}.cpp" for source in ("pairwise", "patchwise", "normalise", "features")],
             depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
-            extra_compile_args=[
-                *["-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-Wno-maybe-uninitialized", "-Wno-psabi"],
-                *flags,
-            ],
+            extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-fopenmp"],
             optional=True,
         )

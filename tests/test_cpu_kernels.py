@@ -15,7 +15,7 @@ from sanbench.errors import SanbenchError
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
 from sanbench.ops.cpu.kernels import COMPILED
-from sanbench.ops.operator import BODIES, SPECIFICATIONS
+from sanbench.ops.operator import BODIES, SPECIFICATIONS, tile_size
 
 BUILDS = [name for name in COMPILED if name in cpu.available()]
 RELATION = {"pairwise": "subtraction", "patchwise": "concatenation"}
@@ -30,7 +30,8 @@ def case(seed: int, kind: str, size: tuple[int, int, int] | None = None, positio
         return torch.randn(*shape, generator=generator)
 
     footprint = draw.choice([3, 5, 7, 9, 11] if kind == "pairwise" else [3, 5, 7])
-    images, height, width = size or (draw.choice([1, 3]), draw.randint(1, 14), draw.choice([1, 2, 3, 5, 7, 16, 17, 33, 70]))
+    widths = [1, 2, 3, 5, 7, 16, 17, 33, 70]
+    images, height, width = size or (draw.choice([1, 3]), draw.randint(1, 14), draw.choice(widths))
     narrow, hidden, groups = draw.randint(1, 9), draw.randint(1, 9), draw.randint(1, 5)
     channels, extra = groups * draw.choice([1, 2, 8, 9]), draw.choice([1, 2]) if position and kind == "pairwise" else 0
     maps = [normal(images, c, height, width) for c in (narrow, narrow, channels)]
@@ -38,7 +39,8 @@ def case(seed: int, kind: str, size: tuple[int, int, int] | None = None, positio
     if style == "channels_last":
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     if style == "slices":
-        maps = list(torch.cat(maps, 1).contiguous(memory_format=torch.channels_last).split([narrow, narrow, channels], 1))
+        wide = torch.cat(maps, 1).contiguous(memory_format=torch.channels_last)
+        maps = list(wide.split([narrow, narrow, channels], 1))
     if style == "transposed":
         maps = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in maps]
     delta = narrow * (footprint**2 + 1) if kind == "patchwise" else narrow + extra
@@ -102,19 +104,9 @@ def compare(operator: str, values: list, build: str, wanted: list[int] | None = 
         close(actual, wish)
 
 
-SIZES = [
-    (1, 1, 1),
-    (3, 1, 1),
-    (3, 2, 2),
-    (2, 4, 4),
-    (17, 2, 3),
-    (3, 8, 8),
-    (1, 5, 7),
-    (4, 7, 7),
-    (1, 9, 70),
-    (9, 3, 16),
-    (2, 13, 20),
-]
+SIZES = [(1, 1, 1), (3, 1, 1), (3, 2, 2), (2, 4, 4), (17, 2, 3), (3, 8, 8)]
+SIZES += [(1, 5, 7), (4, 7, 7), (1, 9, 70), (9, 3, 16), (2, 13, 20)]
+OPERATORS = ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -145,9 +137,7 @@ def test_any_pattern_of_gradients(kind: str) -> None:
         compare(f"{kind}_attention", values, BUILDS[0] if BUILDS else "tiled", wanted)
 
 
-@pytest.mark.parametrize(
-    "operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
-)
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("size", [(1, 30, 11), (5, 7, 7), (40, 2, 2)], ids=str)
 def test_same_bits_for_any_number_of_threads(operator: str, size: tuple[int, int, int]) -> None:
     kind, task = operator.split("_")
@@ -212,9 +202,7 @@ def test_plain_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize(
-    "operator", ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
-)
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_opcheck(operator: str) -> None:
     kind, task = operator.split("_")
     for seed, size in ((4, (2, 5, 6)), (6, (1, 1, 1))):
@@ -230,7 +218,8 @@ def test_what_goes_to_the_specification() -> None:
     values = case(4, "pairwise", (2, 5, 6))
     operator(*values)
     assert cpu.last_kernel("pairwise_attention") == cpu.kernel()
-    for other in (to(values, torch.float64), [*values[:5], "summation", *values[6:]], [*values[:7], 2, 1], [*values[:8], 2]):
+    others = [[*values[:5], "summation", *values[6:]], [*values[:7], 2, 1], [*values[:8], 2]]
+    for other in (to(values, torch.float64), *others):
         operator(*other)
         assert cpu.last_kernel("pairwise_attention") == "tiled"
 
@@ -255,10 +244,8 @@ def test_forced_by_the_environment() -> None:
 
 def test_forced_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanbench.ops.cpu.kernels.build", lambda name: "it was not compiled")
-    with (
-        pytest.raises(SanbenchError, match="SANBENCH_KERNELS=avx2 is not available: it was not compiled"),
-        cpu.use_kernel("avx2"),
-    ):
+    missing = "SANBENCH_KERNELS=avx2 is not available: it was not compiled"
+    with pytest.raises(SanbenchError, match=missing), cpu.use_kernel("avx2"):
         pass
     assert cpu.kernel() == "tiled"
 
@@ -338,3 +325,27 @@ def test_training_follows_the_specification(attention: str) -> None:
     for name, value in fused[1].items():
         expected = plain[1][name].double()
         assert (value - expected).norm() <= 1e-2 * expected.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, "aggregation", "scalar_attention"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tiles_of_rows(operator: str, stride: int) -> None:
+    """The specification in tiles of a few rows of one image is the specification."""
+    kind, _, task = operator.partition("_")
+    if kind in RELATION:
+        values = case(11, kind, (2, 11, 6))
+        values = values if task == "attention" else statistics_of(values, 1)
+        values = [*values[:-2], stride, 1]
+    else:
+        maps = [torch.randn(2, 4, 11, 6) for _ in range(3)]
+        grid = (6, 3) if stride == 2 else (11, 6)
+        values = [*maps, 2, 3, stride, 1] if kind == "scalar" else [torch.randn(2, 2, 9, *grid), maps[0], 3, stride, 1]
+    values = to(values, torch.float64)
+    run = getattr(torch.ops.sanbench, operator)
+    with cpu.use_kernel("plain"):
+        out = run(*values)
+        grad = torch.randn_like(out)
+        expected = gradients(run, values, grad)
+    with cpu.use_kernel("tiled"), tile_size(300):
+        actual = gradients(run, values, grad)
+    torch.testing.assert_close(actual, expected)

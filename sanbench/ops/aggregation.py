@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sanbench.ops.footprint import Footprint
+from sanbench.ops.footprint import Footprint, Rows
 
 
 def aggregate(weights: Tensor, value: Tensor) -> Tensor:
@@ -16,11 +16,12 @@ def aggregate(weights: Tensor, value: Tensor) -> Tensor:
     return product.sum(3).flatten(1, 2)
 
 
-def aggregation(weights: Tensor, value: Tensor, footprint: int, stride: int, dilation: int) -> Tensor:
+def aggregation(weights: Tensor, value: Tensor, footprint: int, stride: int, dilation: int, rows: Rows = None) -> Tensor:
     """y_i = sum_{j in R(i)} w_ij * beta(x_j).
 
     weights N x G x K x Ho x Wo, value N x C x H x W -> N x C x Ho x Wo, with K = footprint^2.
     """
-    window = Footprint(footprint, stride, dilation)
-    out = aggregate(weights.flatten(-2), window.expand(value))
+    window = Footprint(footprint, stride, dilation, rows)
+    first, last = rows or (0, None)
+    out = aggregate(weights[..., first:last, :].flatten(-2), window.expand(value))
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))

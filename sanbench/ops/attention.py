@@ -7,6 +7,7 @@ the statistics of a batch are operators of their own: `*_statistics` takes the l
 returns the mean and the variance of what they produce, one pair an image, to be merged by whoever holds the batch.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sanbench.ops.aggregation import aggregate, aggregation
-from sanbench.ops.footprint import Footprint
+from sanbench.ops.footprint import Footprint, Rows
 from sanbench.ops.operator import Shape, define
 from sanbench.ops.relation import RELATIONS
 
@@ -52,6 +53,15 @@ def moments(x: Tensor) -> Tensor:
     return torch.stack([mean, variance], 1)
 
 
+def pooled(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Moments of a map (N x 2 x D) from those of its tiles of rows."""
+    share = torch.tensor(rows, dtype=parts[0].dtype, device=parts[0].device)[:, None, None] / sum(rows)
+    means, variances = torch.stack(list(parts), 2).unbind(1)  # N x tiles x D
+    means, variances = means.transpose(0, 1), variances.transpose(0, 1)  # tiles x N x D
+    mean = (share * means).sum(0)
+    return torch.stack([mean, (share * (variances + (means - mean).square())).sum(0)], 1)
+
+
 def pairwise_attention(
     query: Tensor,
     key: Tensor,
@@ -62,6 +72,7 @@ def pairwise_attention(
     footprint: int,
     stride: int,
     dilation: int,
+    rows: Rows = None,
 ) -> Tensor:
     """y_i = sum_{j in R(i)} softmax_j(gamma([delta(phi(x_i), psi(x_j)), p_i - p_j])) * beta(x_j)  (equations 2 and 3).
 
@@ -69,7 +80,7 @@ def pairwise_attention(
     channel c uses weight channel c mod G. position is 2 x E x H x W: the encoding as read at i and as read at j
     (their difference enters), or None. Returns N x C x Ho x Wo.
     """
-    window = Footprint(footprint, stride, dilation)
+    window = Footprint(footprint, stride, dilation, rows)
     delta = pairwise_delta(query, key, position, relation, window)
     out = aggregate(mapping(delta, gamma).softmax(2), window.expand(value))
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
@@ -84,9 +95,10 @@ def pairwise_statistics(
     footprint: int,
     stride: int,
     dilation: int,
+    rows: Rows = None,
 ) -> Tensor:
     """Mean and variance over footprint and space of what gamma's linears so far make of delta: N x 2 x D."""
-    delta = pairwise_delta(query, key, position, relation, Footprint(footprint, stride, dilation))
+    delta = pairwise_delta(query, key, position, relation, Footprint(footprint, stride, dilation, rows))
     return moments(mapping(delta, gamma))
 
 
@@ -99,12 +111,13 @@ def patchwise_attention(
     footprint: int,
     stride: int,
     dilation: int,
+    rows: Rows = None,
 ) -> Tensor:
     """y_i = sum_{j in R(i)} gamma(delta(x_R(i)))_j * beta(x_j), without softmax  (equations 4 and 5).
 
     As `pairwise_attention`, but gamma ends in G * K channels, weight channel g of neighbour k at g * K + k.
     """
-    window = Footprint(footprint, stride, dilation)
+    window = Footprint(footprint, stride, dilation, rows)
     weights = mapping(patchwise_delta(query, key, relation, window), gamma)  # N x G K x 1 x P
     out = aggregate(weights.squeeze(2).unflatten(1, (-1, footprint**2)), window.expand(value))
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
@@ -118,20 +131,21 @@ def patchwise_statistics(
     footprint: int,
     stride: int,
     dilation: int,
+    rows: Rows = None,
 ) -> Tensor:
     """Mean and variance over space of what gamma's linears so far make of delta: N x 2 x D."""
-    return moments(mapping(patchwise_delta(query, key, relation, Footprint(footprint, stride, dilation)), gamma))
+    return moments(mapping(patchwise_delta(query, key, relation, Footprint(footprint, stride, dilation, rows)), gamma))
 
 
 def scalar_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, footprint: int, stride: int, dilation: int
+    query: Tensor, key: Tensor, value: Tensor, heads: int, footprint: int, stride: int, dilation: int, rows: Rows = None
 ) -> Tensor:
     """y_i = sum_{j in R(i)} softmax_j(phi(x_i)^T psi(x_j) / sqrt(R / heads)) beta(x_j), one weight a head.
 
     Equation 1 of the paper with the scaled softmax that scalar-attention networks use (Vaswani et al. 2017, Ramachandran
     et al. 2019). Head h compares channels h, h + heads, ... and weights those same value channels. heads divides R and C.
     """
-    window = Footprint(footprint, stride, dilation)
+    window = Footprint(footprint, stride, dilation, rows)
     products = (window.centre(query) * window.expand(key)).unflatten(1, (-1, heads))  # N x R/heads x heads x K x P
     scores = products.sum(1) / (query.shape[1] / heads) ** 0.5
     out = aggregate(scores.softmax(2), window.expand(value))
@@ -174,6 +188,6 @@ pairwise_macs, patchwise_macs = partial(vector_macs, "pairwise"), partial(vector
 define(aggregation, attention_shape, aggregation_macs)
 define(scalar_attention, attention_shape, scalar_macs)
 define(pairwise_attention, attention_shape, pairwise_macs)
-define(pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs)
+define(pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs, pooled)
 define(patchwise_attention, attention_shape, patchwise_macs)
-define(patchwise_statistics, partial(statistics_shape, "patchwise"), patchwise_macs)
+define(patchwise_statistics, partial(statistics_shape, "patchwise"), patchwise_macs, pooled)

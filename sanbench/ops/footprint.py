@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sanbench.errors import InputError
 
+Rows = tuple[int, int] | None  # of the output, from the first up to the second; None: all
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -15,6 +17,7 @@ class Footprint:
 
     Borders are reflected without repeating the border pixel, as often as needed: a map of one pixel
     repeats its only value, so every map size works (section 3.1 of the paper leaves this open).
+    `rows` narrows i to a tile of the map.
 
     Raises InputError if size is not odd and positive, or stride or dilation is below 1.
     """
@@ -22,6 +25,7 @@ class Footprint:
     size: int
     stride: int = 1
     dilation: int = 1
+    rows: Rows = None
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0:
@@ -31,12 +35,14 @@ class Footprint:
                 raise InputError(f"{name} {getattr(self, name)} is not accepted: it must be at least 1.")
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Number of pixels i in each direction: ceil(size / stride)."""
-        return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
+        """Number of pixels i in each direction: ceil(size / stride), or the tile's rows."""
+        first, last = self.rows or (0, (height - 1) // self.stride + 1)
+        return last - first, (width - 1) // self.stride + 1
 
     def centre(self, x: Tensor) -> Tensor:
         """x at i: N x C x H x W -> N x C x 1 x P, with P the number of output pixels."""
-        return x[..., :: self.stride, :: self.stride].flatten(-2).unsqueeze(-2)
+        first, last = self.rows or (0, None)
+        return x[..., :: self.stride, :: self.stride][..., first:last, :].flatten(-2).unsqueeze(-2)
 
     def expand(self, x: Tensor) -> Tensor:
         """x at every j in R(i): N x C x H x W -> N x C x K x P, K = size^2 in row-major order."""
@@ -61,5 +67,6 @@ def neighbours(footprint: Footprint, height: int, width: int) -> Tensor:
         offset = footprint.dilation * (torch.arange(footprint.size) - footprint.size // 2)
         return reflect(torch.arange(0, size, footprint.stride) + offset[:, None], size)
 
-    rows, columns = along(height), along(width)
+    first, last = footprint.rows or (0, None)
+    rows, columns = along(height)[:, first:last], along(width)
     return (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten()

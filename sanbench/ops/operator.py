@@ -4,8 +4,8 @@ A specification is plain PyTorch in which the images of a batch do not meet. Its
 hold one entry an image; those annotated `Tensor | None` or `list[Tensor]` are shared by all images. From that
 follow, for every operator alike,
 
-- the body: a few images at a time, so that the tensors expanded over the footprint stay in the cache and
-  never exist for a whole batch;
+- the body: a few images at a time, or some rows of one, so that the tensors expanded over the footprint stay in the
+  cache and never exist for a whole batch;
 - the backward, an operator of its own: recomputes tile by tile, keeps nothing but the inputs, and returns
   gradients only for the tensors that ask for one.
 """
@@ -20,13 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import register_flop_formula
+
+from sanbench.ops.footprint import Footprint, Rows
 
 Shape = Sequence[int]
 BODIES: dict[str, Callable[..., Any]] = {}  # the default body of every operator, forward and backward: tiled PyTorch
 SPECIFICATIONS: dict[str, Callable[..., Tensor]] = {}
-TILE = 2**21  # elements a tile expands to: small enough for the last-level cache, large enough to hide the cost of a call
+TILE = 2**21  # elements a tile expands to: few enough for the last-level cache, enough to hide the cost of a call
 _tile: ContextVar[float] = ContextVar("tile", default=TILE)
 
 
@@ -46,30 +48,63 @@ def memory_format(like: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
-def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], macs: Callable[..., int]) -> None:
+def heights(rows: Sequence[Rows]) -> list[int]:
+    return [tile[1] - tile[0] for tile in rows if tile is not None]
+
+
+def joined(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """A map from its tiles of rows."""
+    return torch.cat(list(parts), -2)
+
+
+def define(
+    specification: Callable[..., Tensor],
+    shape: Callable[..., Shape],
+    macs: Callable[..., int],
+    merge: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = joined,
+) -> None:
     """Register `specification` as torch.ops.sanbench.<its name>.
 
     `shape` and `macs` return the output's shape and the multiply-accumulates an image, from the operator's arguments
     by name with shapes in place of tensors. The last three arguments of every operator are footprint, stride
-    and dilation.
+    and dilation; the specification takes besides the `rows` of the output it is to compute, and `merge` makes
+    an image's result from the results for some rows each.
     """
     name = f"sanbench::{specification.__name__}"
-    parameters = inspect.signature(specification).parameters
+    signature = inspect.signature(specification)
+    parameters = {p: value for p, value in signature.parameters.items() if p != "rows"}
     per_image = [parameter.annotation is Tensor for parameter in parameters.values()]
-    schema = torch.library.infer_schema(specification, mutates_args=())
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    schema = torch.library.infer_schema(prototype, mutates_args=())
     arguments = schema[1 : schema.index(") -> ")]
 
-    def split(values: Sequence[Any]) -> list[tuple[slice, list[Any]]]:
-        """The same arguments for one tile of images after the other."""
+    def split(values: Sequence[Any]) -> list[tuple[slice, list[Rows], list[Any]]]:
+        """Images of a tile, its rows (several only where one image is too large) and the arguments of those images."""
         batches = [value for value, is_batch in zip(values, per_image, strict=True) if is_batch]
-        largest = max(batch[0].numel() for batch in batches)
-        images = int(min(len(batches[0]), max(1, _tile.get() // (largest * values[-3] ** 2))))
-        tiles = [slice(start, start + images) for start in range(0, len(batches[0]), images)]
-        return [(tile, [v[tile] if batch else v for v, batch in zip(values, per_image, strict=True)]) for tile in tiles]
+        expanded = max(batch[0].numel() for batch in batches) * values[-3] ** 2  # elements an image
+        images = int(min(len(batches[0]), max(1, _tile.get() / expanded)))
+        rows: list[Rows] = [None]
+        if expanded > _tile.get():
+            height = Footprint(*values[-3:]).output_size(*batches[-1].shape[-2:])[0]
+            step = int(max(1, _tile.get() * height // expanded))
+            rows = [(first, min(first + step, height)) for first in range(0, height, step)]
+        return [
+            (tile, rows, [v[tile] if batch else v for v, batch in zip(values, per_image, strict=True)])
+            for tile in (slice(first, first + images) for first in range(0, len(batches[0]), images))
+        ]
+
+    def on_rows(values: Sequence[Any], tile: Rows) -> Tensor:
+        return specification(*values, rows=tile)
+
+    def over_rows(run: Callable[[Rows], Tensor], rows: list[Rows]) -> Tensor:
+        return run(None) if len(rows) == 1 else merge([run(tile) for tile in rows], heights(rows))
 
     def body(*values: Any) -> Tensor:
-        out = torch.cat([specification(*tile) for _, tile in split(values)])
-        return out.contiguous(memory_format=layout(values))
+        images = [over_rows(partial(on_rows, v), rows) for _, rows, v in split(values)]
+        return torch.cat(images).contiguous(memory_format=layout(values))
 
     def layout(values: Sequence[Any]) -> torch.memory_format:
         value = dict(zip(parameters, values, strict=True)).get("value")
@@ -82,20 +117,29 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
 
     @forward.register_fake
     def fake(*values: Any) -> Tensor:
-        return torch.empty(
-            tuple(shape(**by_name(values))), dtype=values[0].dtype, device=values[0].device, memory_format=layout(values)
-        )
+        like, size = values[0], tuple(shape(**by_name(values)))
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout(values))
 
     def backward_body(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
+        wanted = [position for position, need in enumerate(needs) if need]
         collected: list[list[Tensor]] = []
-        for tile, tile_values in split(values):
+        for images, rows, tile_values in split(values):
             leaves, structure = tree_flatten(tile_values)
-            wanted = [position for position, need in enumerate(needs) if need]
 
-            run = partial(run_with, leaves, structure, wanted)
-            pullback = torch.func.vjp(run, *(leaves[position] for position in wanted))[1]
-            collected.append(pullback(grad[tile]))
+            def run(tile: Rows, *chosen: Tensor, leaves: list[Any] = leaves, structure: Any = structure) -> Tensor:
+                replaced = list(leaves)
+                for position, tensor in zip(wanted, chosen, strict=True):
+                    replaced[position] = tensor
+                return specification(*tree_unflatten(replaced, structure), rows=tile)
+
+            chosen = [leaves[position] for position in wanted]
+            total: list[Tensor] = []
+            parts = of_tiles(grad[images], partial(on_rows, tile_values), rows)
+            for tile, part in zip(rows, parts, strict=True):
+                grads = torch.func.vjp(partial(run, tile), *chosen)[1](part)
+                total = [a + b for a, b in zip(total, grads, strict=True)] if total else list(grads)
+            collected.append(total)
         shared = [is_shared for is_shared, need in zip(shared_leaves(values), needs, strict=True) if need]
         inputs = [leaf for leaf, need in zip(tree_flatten(values)[0], needs, strict=True) if need]
         return [
@@ -103,10 +147,15 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
             for like, is_shared, parts in zip(inputs, shared, zip(*collected, strict=True), strict=True)
         ]
 
-    def run_with(leaves: list[Any], structure: TreeSpec, wanted: list[int], *chosen: Tensor) -> Tensor:
-        """The specification as a function of the leaves at `wanted` alone."""
-        replacement = dict(zip(wanted, chosen, strict=True))
-        return specification(*tree_unflatten([replacement.get(i, leaf) for i, leaf in enumerate(leaves)], structure))
+    def of_tiles(grad: Tensor, run: Callable[[Rows], Tensor], rows: list[Rows]) -> Sequence[Tensor]:
+        """The gradient of an image's result as gradients of the results for its tiles of rows."""
+        if len(rows) == 1:
+            return [grad]
+        if merge is joined:
+            return torch.split(grad, heights(rows), -2)
+        parts = [run(tile) for tile in rows]
+        gradients: Sequence[Tensor] = torch.func.vjp(lambda *tiles: merge(tiles, heights(rows)), *parts)[1](grad)
+        return gradients
 
     def shared_leaves(values: Sequence[Any]) -> list[bool]:
         return [not is_batch for value, is_batch in zip(values, per_image, strict=True) for _ in tree_flatten(value)[0]]
@@ -118,9 +167,8 @@ def define(specification: Callable[..., Tensor], shape: Callable[..., Shape], ma
             torch.empty_like(leaf, memory_format=memory_format(leaf)) for leaf, need in zip(leaves, needs, strict=True) if need
         ]
 
-    backward = torch.library.custom_op(
-        f"{name}_backward", backward_body, mutates_args=(), schema=f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]"
-    )
+    backward_schema = f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]"
+    backward = torch.library.custom_op(f"{name}_backward", backward_body, mutates_args=(), schema=backward_schema)
     backward.register_fake(backward_fake)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,7 +9,7 @@ import ctypes
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 
 from sanbench.errors import SanbenchError, unknown
 from sanbench.ops.cpu.closed_form import moments
-from sanbench.ops.operator import BODIES, SPECIFICATIONS, TILE, memory_format, tile_size
+from sanbench.ops.operator import BODIES, SPECIFICATIONS, memory_format, tile_size
 
 COMPILED = {"avx512": ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx2": ("avx2", "fma"), "portable": ()}
 KERNELS = (*COMPILED, "tiled", "plain")
@@ -65,7 +65,8 @@ def kernel() -> str:
     if _forced not in KERNELS:
         raise unknown("SANBENCH_KERNELS", _forced, KERNELS)
     if _forced in COMPILED and isinstance(reason := build(_forced), str):
-        raise SanbenchError(f"SANBENCH_KERNELS={_forced} is not available: {reason}. Available: {', '.join(available())}.")
+        others = ", ".join(available())
+        raise SanbenchError(f"SANBENCH_KERNELS={_forced} is not available: {reason}. Available: {others}.")
     return _forced
 
 
@@ -89,8 +90,8 @@ def last_kernel(operator: str) -> str | None:
 def serves(operator: str, relation: str, footprint: int, stride: int, dilation: int, **arguments: Any) -> bool:
     """Whether the compiled kernels take this call; whatever they do not take goes to the specification.
 
-    They take float32, the released relation of the kind, gamma of two linears (attention), one or none (statistics), and
-    footprints 3 to 11 with stride and dilation 1. Shapes that do not agree are left to the specification's errors.
+    They take float32, the released relation of the kind, gamma of two linears (attention), one or none (statistics),
+    and footprints 3 to 11 with stride and dilation 1. Shapes that do not agree are left to the specification's errors.
     """
     kind, task = operator.split("_")
     maps = [arguments[name] for name in MAPS if name in arguments]
@@ -111,7 +112,8 @@ def serves(operator: str, relation: str, footprint: int, stride: int, dilation: 
     if not gamma:
         return True
     neighbours, narrow = footprint**2, maps[0].shape[1]
-    delta = narrow * (neighbours + 1) if kind == "patchwise" else narrow + (0 if position is None else position.shape[1])
+    extra = 0 if position is None else position.shape[1]
+    delta = narrow * (neighbours + 1) if kind == "patchwise" else narrow + extra
     hidden, last = len(gamma[2]), len(gamma[-1])
     shapes = [(delta,), (delta,), (hidden, delta), (hidden,), (hidden,), (last, hidden), (last,)]
     per_group = neighbours if kind == "patchwise" else 1
@@ -129,8 +131,10 @@ class View(ctypes.Structure):
         return cls(x.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()))
 
 
-INTEGERS = ["images", "height", "width", "footprint", "narrow", "extra", "hidden", "groups", "channels", "threads", "weights"]
-VIEWS = ["query", "key", "at_i", "at_j", "value", "out", "grad_query", "grad_key", "grad_value"]
+SIZES = ("images", "height", "width", "footprint", "narrow", "extra", "hidden", "groups", "channels")
+INTEGERS = (*SIZES, "threads", "weights")
+VIEWS = ("query", "key", "at_i", "at_j", "value", "out", "grad_query", "grad_key", "grad_value")
+ADDRESSES = ("grad_at_i", "grad_at_j", "moments", "grad_moments", "out_moments")
 MAPS = ("query", "key", "value")
 
 
@@ -141,7 +145,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int) for name in INTEGERS),
         *((name, View) for name in VIEWS),
         *((name, ctypes.c_void_p * 7) for name in ("gamma", "grad_gamma")),
-        *((name, ctypes.c_void_p) for name in ("grad_at_i", "grad_at_j", "moments", "grad_moments", "out_moments")),
+        *((name, ctypes.c_void_p) for name in ADDRESSES),
     )
 
 
@@ -162,7 +166,7 @@ def prepare(query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, **o
 
 def register(operator: str) -> None:
     """Put the kernels under torch.ops.sanbench.<operator> and its backward."""
-    parameters = tuple(inspect.signature(SPECIFICATIONS[operator]).parameters)
+    parameters = tuple(p for p in inspect.signature(SPECIFICATIONS[operator]).parameters if p != "rows")
 
     def choose(direction: str, values: Sequence[Any]) -> tuple[str, dict[str, Any]]:
         arguments = dict(zip(parameters, values, strict=True))
@@ -175,16 +179,18 @@ def register(operator: str) -> None:
     def forward(*values: Any) -> Tensor:
         name, arguments = choose("", values)
         if name not in COMPILED:
-            with tile_size(None if name == "plain" else TILE):
-                return BODIES[operator](*values)
+            with tile_size(None) if name == "plain" else nullcontext():
+                out: Tensor = BODIES[operator](*values)
+                return out
         return run_forward(name, operator, arguments)
 
     def backward(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
         name, arguments = choose("_backward", values)
-        if name not in COMPILED or grad.dtype != torch.float32:
-            with tile_size(None if name == "plain" else TILE):
-                return BODIES[f"{operator}_backward"](grad, *values_and_needs)
+        if name not in COMPILED or grad.dtype != torch.float32 or not agrees(grad, arguments):
+            with tile_size(None) if name == "plain" else nullcontext():
+                every: list[Tensor] = BODIES[f"{operator}_backward"](grad, *values_and_needs)
+                return every
         structure = [tree_flatten(value)[0] for value in values]
         names = [(p, at) for p, leaves in zip(parameters, structure, strict=True) for at in range(len(leaves))]
         asked = [leaf for leaf, need in zip(names, needs, strict=True) if need]
@@ -193,6 +199,14 @@ def register(operator: str) -> None:
 
     torch.library.register_kernel(f"sanbench::{operator}", "cpu", forward)
     torch.library.register_kernel(f"sanbench::{operator}_backward", "cpu", backward)
+
+
+def agrees(grad: Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether `grad` has the shape of what a served call returns."""
+    if "value" in arguments:
+        return bool(grad.shape == arguments["value"].shape)
+    gamma = arguments["gamma"]
+    return not gamma or tuple(grad.shape) == (len(arguments["query"]), 2, len(gamma[2]))
 
 
 def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
@@ -214,10 +228,12 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
     if not arguments["gamma"]:
         inputs = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
         pullback = torch.func.vjp(lambda chosen: moments(**arguments | chosen), inputs)[1]
-        return {name: [x.contiguous(memory_format=memory_format(inputs[name]))] for name, x in pullback(grad)[0].items()}
+        return {m: [x.contiguous(memory_format=memory_format(inputs[m]))] for m, x in pullback(grad)[0].items()}
     call, library = prepare(**arguments), build(name)
     maps = [m for m in MAPS if m in arguments]
-    grads = {m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps}
+    grads: dict[str, list[Tensor]] = {
+        m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps
+    }
     for m in maps:
         setattr(call, f"grad_{m}", View.of(grads[m][0]))
     if "value" in arguments:
@@ -235,7 +251,8 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
             call.grad_at_i, call.grad_at_j = parts[0].data_ptr(), parts[1].data_ptr()
     getattr(library, f"{operator}_backward")(ctypes.byref(call))
     if weights and call.extra:
-        grads["position"] = [parts.sum(1)]
+        position = arguments["position"]
+        grads["position"] = [parts.sum(1).contiguous(memory_format=memory_format(position))]
     return grads
 
 
@@ -245,7 +262,8 @@ class Normalise(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
         ("threads", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("x", "scale", "shift", "grad", "out", "grad_x", "grad_scale", "grad_shift")),
+        *((name, ctypes.c_void_p) for name in ("x", "scale", "shift", "grad")),
+        *((name, ctypes.c_void_p) for name in ("out", "grad_x", "grad_scale", "grad_shift")),
     )
 
     @classmethod
@@ -259,29 +277,30 @@ class Normalise(ctypes.Structure):
 
 def _normalise_kernel(direction: str, x: Tensor, *others: Tensor) -> str:
     name = kernel()
-    served = all(t.dtype == torch.float32 and t.is_contiguous() for t in others) and x.dtype == torch.float32
-    if not served or x.numel() == 0 or not x.is_contiguous(memory_format=memory_format(x)):
+    served = x.dtype == torch.float32 and x.dim() == 4 and x.numel() > 0
+    served = served and all(t.dtype == x.dtype and t.shape == (x.shape[1],) and t.is_contiguous() for t in others)
+    if name in COMPILED and not (served and x.is_contiguous(memory_format=memory_format(x))):
         name = "tiled"
     _ran["normalised_relu" + direction] = name
     return name
 
 
-@torch.library.register_kernel("sanbench::normalised_relu", "cpu")
-def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _normalised_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     name = _normalise_kernel("", x, scale, shift)
     if name not in COMPILED:
-        return BODIES["normalised_relu"](x, scale, shift)
+        plain: Tensor = BODIES["normalised_relu"](x, scale, shift)
+        return plain
     call, out = Normalise.of(x, scale, shift), torch.empty_like(x, memory_format=memory_format(x))
     call.out = out.data_ptr()
     build(name).normalised_relu(ctypes.byref(call))
     return out
 
 
-@torch.library.register_kernel("sanbench::normalised_relu_backward", "cpu")
-def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
+def _normalised_relu_backward(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
     name = _normalise_kernel("_backward", x, scale, shift)
-    if name not in COMPILED or grad.dtype != torch.float32:
-        return BODIES["normalised_relu_backward"](grad, x, scale, shift, shared)
+    if name not in COMPILED or grad.dtype != torch.float32 or grad.shape != x.shape:
+        plain: list[Tensor] = BODIES["normalised_relu_backward"](grad, x, scale, shift, shared)
+        return plain
     call, grad = Normalise.of(x, scale, shift), grad.contiguous(memory_format=memory_format(x))
     grads = [torch.empty_like(x, memory_format=memory_format(x))]
     grads += [torch.empty_like(scale), torch.empty_like(shift)] if shared else []
@@ -292,5 +311,7 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> li
     return grads
 
 
+torch.library.register_kernel("sanbench::normalised_relu", "cpu", _normalised_relu)
+torch.library.register_kernel("sanbench::normalised_relu_backward", "cpu", _normalised_relu_backward)
 for _operator in ("pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"):
     register(_operator)
