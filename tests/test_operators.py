@@ -196,6 +196,52 @@ def test_relations_differentiate(kind, relation):
     assert entry.delta(query, key).shape[1] == entry.channels(3, 4)
 
 
+def replaced(arguments, **changes):
+    """Arguments of an operator with some exchanged, by position in the tuple."""
+    values = list(arguments)
+    for at, value in changes.items():
+        values[int(at[1:])] = value(values[int(at[1:])])
+    return tuple(values)
+
+
+REFUSED = [  # operator, its arguments, what the sentence names
+    ("pairwise", {"_0": lambda q: q.long()}, "query with torch.int64"),
+    ("pairwise", {"_2": lambda v: v.float()}, "value with torch.float32"),
+    ("pairwise", {"_1": lambda k: k.to("meta")}, "key with meta"),
+    ("pairwise", {"_0": lambda q: q[:0], "_1": lambda k: k[:0], "_2": lambda v: v[:0]}, "query with 0 x 4"),
+    ("pairwise", {"_1": lambda k: k[:, :3]}, "key with 2 x 3 x 4 x 5"),
+    ("pairwise", {"_2": lambda v: v[:, :, :3]}, "value with 2 x 6 x 3 x 5"),
+    ("pairwise", {"_2": lambda v: v[:, :5]}, "2 weight channels .* divisor of value's 5 channels"),
+    ("pairwise", {"_3": lambda p: p[:, :, :3]}, "position with 2 x 2 x 3 x 5"),
+    ("pairwise", {"_4": lambda g: g[:-1]}, "gamma with 6 tensors"),
+    ("pairwise", {"_4": lambda g: [g[0][:3], *g[1:]]}, r"gamma\[0\] with 3"),
+    ("pairwise", {"_5": lambda r: "subtract"}, "Did you mean 'subtraction'"),
+    ("pairwise", {"_6": lambda k: 4}, "footprint 4"),
+    ("patchwise", {"_5": lambda k: 5}, r"gamma\[0\] with 40"),
+    ("patchwise", {"_2": lambda v: v[:, :5]}, "9 times a divisor of value's 5"),
+    ("scalar", {"_3": lambda h: 3}, "heads with 3"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float], ids=str)
+@pytest.mark.parametrize(("kind", "changes", "named"), REFUSED, ids=[named for *_, named in REFUSED])
+def test_arguments_that_do_not_fit_are_named(kind, changes, named, dtype):
+    """By the compiled kernels' way in (float) as by the specification's (double)."""
+    relation = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": None}[kind]
+    arguments = layer(kind, relation, (4, 5, 3, 1, 1))
+    cast = lambda a: [t.to(dtype) for t in a] if isinstance(a, list) else a.to(dtype) if torch.is_tensor(a) else a  # noqa: E731
+    if dtype is torch.float:
+        named = named.replace("torch.float32", "torch.float64")
+        changes = {at: (lambda v: v.double()) if "float64" in named else change for at, change in changes.items()}
+    with pytest.raises(InputError, match=named):
+        operator(kind)(*replaced(tuple(map(cast, arguments)), **changes))
+
+
+def test_weights_that_do_not_fit_are_named():
+    with pytest.raises(InputError, match="weights with 2 x 4 x 9 x 3 x 4"):
+        ops.aggregation(draw(2, 4, 9, 3, 4), draw(2, 6, 3, 4), 3, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("geometry", "named"),
     [((4, 1, 1), "footprint 4"), ((0, 1, 1), "footprint 0"), ((3, 0, 1), "stride 0"), ((3, 1, 0), "dilation 0")],

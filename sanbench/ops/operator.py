@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import register_flop_formula
 
+from sanbench.ops.checks import check
 from sanbench.ops.footprint import Footprint, Rows
 
 Shape = Sequence[int]
@@ -103,6 +104,7 @@ def define(
         return run(None) if len(rows) == 1 else merge([run(tile) for tile in rows], heights(rows))
 
     def body(*values: Any) -> Tensor:
+        check(specification.__name__, dict(zip(parameters, values, strict=True)))
         images = [over_rows(partial(on_rows, v), rows) for _, rows, v in split(values)]
         return torch.cat(images).contiguous(memory_format=layout(values))
 
@@ -117,6 +119,7 @@ def define(
 
     @forward.register_fake
     def fake(*values: Any) -> Tensor:
+        check(specification.__name__, dict(zip(parameters, values, strict=True)))
         like, size = values[0], tuple(shape(**by_name(values)))
         return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout(values))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from sanbench.errors import SanbenchError, unknown
+from sanbench.ops.checks import check
 from sanbench.ops.cpu.closed_form import moments
 from sanbench.ops.operator import BODIES, SPECIFICATIONS, memory_format, tile_size
 
@@ -170,6 +171,7 @@ def register(operator: str) -> None:
 
     def choose(direction: str, values: Sequence[Any]) -> tuple[str, dict[str, Any]]:
         arguments = dict(zip(parameters, values, strict=True))
+        check(operator, arguments)
         name = kernel()
         if name in COMPILED and not serves(operator, **arguments):
             name = "tiled"
