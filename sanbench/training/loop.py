@@ -51,8 +51,6 @@ def train(config: TrainConfig, folder: Path, device: torch.device, progress: Rep
         trained = train_epoch(model, optimizer, images, config, epoch, device, progress)
         top1 = validate(model, validation, recipe.batch_size, config.workers, device)
         line = {"epoch": epoch + 1, **trained, "validation_top1": top1, "seconds": time.perf_counter() - started}
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
         about = {
             "data": {"name": config.data, "root": str(config.data_root), "image_size": config.image_size},
             "classes": images.classes,
@@ -67,6 +65,8 @@ def train(config: TrainConfig, folder: Path, device: torch.device, progress: Rep
         if top1 > best:
             best = top1
             save_checkpoint(folder / "best.pt", model, **about)
+        with (folder / "metrics.jsonl").open("a") as file:  # last: an epoch that is listed has its checkpoints
+            file.write(json.dumps(line) + "\n")
     return Run(folder)
 
 
