@@ -1,0 +1,68 @@
+"""The README stays true: every command in it is one that the command line takes, every field one that exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import sanbench
+from sanbench.models.san import SANConfig
+from sanbench_cli.main import app
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (sanbench .*)$", TEXT, re.M)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch):
+    """Options are read, names resolved and networks loaded as in earnest; only the long work at the end is left out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(runs)
+    called = []
+
+    class Trained:
+        name = "r"
+        folder = tmp_path
+
+        def epochs(self):
+            return [{"epoch": 1, "validation_top1": 0.5}]
+
+    monkeypatch.setattr("sanbench.training.loop.train", lambda *args: called.append("train") or Trained())
+    monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
+    monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
+    monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.reproduce.reproduce", lambda *args: called.append("reproduce") or ([], []))
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 0, outcome.output
+    if command[0] not in ("models", "report", "info"):
+        assert command[0] in called
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^    make (\S+)", TEXT, re.M)
+    assert targets
+    assert all(f"\n{target}: " in makefile for target in targets)
+
+
+def test_the_table_of_fields_is_complete():
+    fields = set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
+    assert fields | {"blocks", "heads"} == set(SANConfig.model_fields)
+
+
+def test_the_library_example_runs(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(runs / "san10")
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert isinstance(scope["model"], sanbench.models.Classifier)
+
+
+def test_pictures_and_links_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("http") or (ROOT / target).exists(), target
