@@ -2,6 +2,7 @@
 
 results/rows/NAME.parquet         a row an image; while measuring, results/rows/NAME/00000.parquet, ... part by part
 results/records/NAME.json         counts and all that decides them
+results/images/NAME/*.png         examples: clean, adversarial, difference
 results/report.md, *.csv, *.png   derived from the records
 """
 
@@ -13,9 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sanbench.errors import SanbenchError
@@ -25,7 +29,7 @@ class Measurement(BaseModel):
     """All that decides a result. Two measurements with the same key have the same result up to float rounding.
 
     data        name, split, fingerprint, decoder, number of images used and there, seed of the subset
-    experiment  accuracy, rotation or attack; `setting` holds its parameters, an attack's seed among them
+    experiment  accuracy, rotation, attack, transfer or corruption; `setting` holds its parameters, an attack's seed among them
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,16 +48,22 @@ class Measurement(BaseModel):
     @property
     def name(self) -> str:
         """The key's beginning behind what a reader looks for: `san10_pairwise-rotation-90-1a2b3c4d5e6f`."""
-        words = [self.model, self.experiment, *(str(self.setting[k]) for k in ("angle", "attack", "eps") if k in self.setting)]
+        words = [
+            self.model,
+            self.experiment,
+            *(str(self.setting[k]) for k in ("angle", "attack", "eps", "kind", "severity") if k in self.setting),
+        ]
         return "-".join("".join(c if c.isalnum() or c in "_." else "_" for c in word) for word in [*words, self.key[:12]])
 
 
 class Record(Measurement):
     """A measurement's outcome.
 
-    counts      images, correct, correct_top5; under attack also right_before, success (right before and wrong now) and
-                hit_target. Robust accuracy is correct / images, attack success is success / right_before
+    counts      images, correct, correct_top5; under attack also right_before, success (right before and wrong now),
+                hit_target, correct_8bit (as 8-bit images), forward_passes and backward_passes (of one image each), and for
+                an ensemble fell_to_MEMBER. Robust accuracy is correct / images, attack success is success / right_before
     extremes    largest perturbation norms
+    flags       signs of masked gradients, see `sanbench.evaluation.masking`
     training    how the weights came about: recipe, seed, epoch, images, seconds; `selection` says on which images the
                 epoch was chosen
     """
@@ -63,6 +73,8 @@ class Record(Measurement):
     extremes: dict[str, float]
     training: dict[str, Any]
     selection: str
+    classes: list[str] = []
+    flags: list[str] = []
     versions: dict[str, str]
     device: str
     seconds: float
@@ -112,6 +124,17 @@ class Store:
         self._write(self._rows_path(record), lambda path: pq.write_table(table, path))
         self._write_text(self._record_path(record), record.model_dump_json(indent=1) + "\n")
         shutil.rmtree(self._part_path(record, 0).parent, ignore_errors=True)
+
+    def write_flags(self, record: Record, flags: list[str]) -> Record:
+        """What later measurements showed about an earlier one."""
+        changed = record.model_copy(update={"flags": flags})
+        self._write_text(self._record_path(record), changed.model_dump_json(indent=1) + "\n")
+        return changed
+
+    def write_picture(self, measurement: Measurement, name: str, pixels: NDArray[np.uint8]) -> None:
+        """H x W x 3 as images/MEASUREMENT/NAME.png."""
+        path = self.root / "images" / measurement.name / f"{name}.png"
+        self._write(path, lambda partial: Image.fromarray(pixels).save(partial))
 
     def discard(self, measurement: Measurement) -> None:
         """Forget the parts of an unfinished measurement."""

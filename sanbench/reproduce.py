@@ -9,9 +9,11 @@ import torch
 
 from sanbench.data import load_dataset
 from sanbench.errors import InputError
-from sanbench.evaluation.attacks import bind, parse_attacks
+from sanbench.evaluation.attacking import bind
+from sanbench.evaluation.attacks import parse_attacks
+from sanbench.evaluation.corruptions import parse_corruptions
 from sanbench.evaluation.experiments import Protocol, evaluate
-from sanbench.evaluation.loop import Identity
+from sanbench.evaluation.loop import Identity, Perturbation
 from sanbench.evaluation.rotations import parse_angles
 from sanbench.progress import Report, silent
 from sanbench.records import Record, Store
@@ -32,6 +34,10 @@ class Preset:
     steps: int = 10
     angles: str = "90,180,270,flip"
     attacks: str = "pgd,pgd-targeted"
+    ensemble: str = ""  # budgets of the standard ensemble, and of square beside it
+    sweep: str = ""  # resampled angles
+    corruptions: str = ""
+    severity: str = "1:5"
     san: dict[str, Any] = field(default_factory=dict)
     resnet: dict[str, Any] = field(default_factory=dict)
 
@@ -40,10 +46,20 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         eps="2/255,4/255,8/255",
         limit=300,
+        sweep="0:360:45",
         san={"width": 0.5, "epochs": 8, "crops": False},
         resnet={"epochs": 6, "crops": False},
     ),
-    "full": Preset(eps="1/255,2/255,4/255,8/255,16/255", limit=None, san={"epochs": 30}, resnet={"epochs": 30}),
+    "full": Preset(
+        eps="1/255,2/255,4/255,8/255,16/255",
+        limit=None,
+        attacks="fgsm,pgd,pgd-targeted,apgd,apgd-dlr,apgd-targeted,fab",
+        ensemble="1/255,2/255",
+        sweep="0:360:15",
+        corruptions="all",
+        san={"epochs": 30},
+        resnet={"epochs": 30},
+    ),
 }
 
 
@@ -69,9 +85,16 @@ def reproduce(
             raise InputError(f"The run {run.folder} was trained with other settings: move it away to train it again.")
         subject = run.subject()
         subject.model.to(device)
-        attacks = bind(subject.model, parse_attacks(chosen.attacks, chosen.eps, chosen.steps, None, seed=0))
+        wanted = parse_attacks(chosen.attacks, chosen.eps, chosen.steps)
+        if chosen.ensemble:
+            wanted += parse_attacks("square,standard", chosen.ensemble)
+        attacks = bind(subject.model, wanted)
         everything = Protocol()
-        rotations = [Identity(), *parse_angles(chosen.angles)]
-        records += evaluate(subject, images, rotations, store, device, everything, progress)
+        conditions: list[Perturbation] = [Identity(), *parse_angles(chosen.angles)]
+        if chosen.sweep:
+            conditions += [p for p in parse_angles(chosen.sweep) if p.setting not in [known.setting for known in conditions]]
+        if chosen.corruptions:
+            conditions += parse_corruptions(chosen.corruptions, chosen.severity, seed=0)
+        records += evaluate(subject, images, conditions, store, device, everything, progress)
         records += evaluate(subject, images, attacks, store, device, Protocol(limit=chosen.limit), progress)
     return records, write_report(store)

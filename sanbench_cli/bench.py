@@ -1,6 +1,6 @@
 """`sanbench bench`: what a network costs, measured here."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,3 +82,32 @@ def ops(
         table.add_row(layer.attention, str(layer.stage), str(layer.footprint), layer.direction, *cells)
     console.print(table)
     console.print(f"Batch {batch_size}, maps of a 224 x 224 image, float32, evaluation, medians of {n}.")
+
+
+@bench.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
+    width: Annotated[float, typer.Option(help="Multiplies the channels of a SAN.")] = 0.5,
+    images: Annotated[int, typer.Option(min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    n: Count = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
+    from sanbench.allocator import keep_memory
+    from sanbench.data import load_dataset
+    from sanbench.device import describe, select_device
+    from sanbench.evaluation.benchmark import LIMIT, benchmark
+    from sanbench.models import build_model
+
+    keep_memory()
+    place = select_device(device)
+    variation: dict[str, Any] = {} if name.startswith("resnet") else {"width": width}
+    network = build_model(name, 10, **variation).to(place)
+    for cost in benchmark(network, load_dataset("fashion10k", "test"), place, images, batch_size, n):
+        console.print(
+            f"{cost.what}: {cost.seconds:.2f} s, own passes {cost.own_seconds:.2f} s, ratio {cost.ratio:.3f} (limit {LIMIT}), "
+            f"{network.spec.label}, {cost.images} images, n {cost.runs}, {describe(place)}",
+            highlight=False,
+            soft_wrap=True,
+        )

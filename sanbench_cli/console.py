@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 console = Console()
 errors = Console(stderr=True)
 INTERRUPTED = 130
+TOLD = ("attack", "angle", "eps", "kind", "severity")  # of a setting
 
 
 class Commands(typer.core.TyperGroup):
@@ -84,7 +85,10 @@ def print_records(records: "Sequence[Record]") -> None:
         cells = [
             record.model,
             record.run,
-            " ".join(str(record.setting[name]) for name in ("attack", "angle", "eps") if name in record.setting) or "upright",
+            " ".join(
+                str(record.setting[name]) for name in ("attack", "angle", "eps", "kind", "severity") if name in record.setting
+            )
+            or "upright",
             f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
             f"{counts['images']:,}" + ("" if counts["images"] == record.data["of"] else f" of {record.data['of']:,}"),
         ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sanbench.evaluation.attacking import Source
     from sanbench.evaluation.experiments import Subject
     from sanbench.evaluation.loop import Perturbation
 
@@ -32,6 +33,7 @@ Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many ima
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+Processes = Annotated[int, typer.Option("--nproc", min=1, help="Processes that measure, each its own images.")]
 Force = Annotated[bool, typer.Option("--force", help="Measure again what the results hold already.")]
 
 
@@ -120,19 +122,28 @@ class Evaluation:
     seed: Seed = 0
     batch_size: BatchSize = 64
     workers: Workers = 0
+    nproc: Processes = 1
     force: Force = False
     device: Device = "auto"
     runs: Runs = Path("runs")
     results: Results = Path("results")
 
-    def run(self, perturbations: "Callable[[Subject], Sequence[Perturbation]]") -> None:
+    def source(self, name: str) -> "Source":
+        """The network that a transfer's examples are made on."""
+        from sanbench.evaluation.attacking import Source
+        from sanbench.training.runs import load_subjects
+
+        (subject,) = load_subjects([name], self.runs)
+        return Source(subject.model.to(start(self.device)), f"{subject.model.spec.label} ({subject.run})", subject.weights)
+
+    def run(self, perturbations: "Callable[[Subject], Sequence[Perturbation]]", save_images: int = 0) -> None:
         """The one way from a command to the evaluation loop."""
         from sanbench.evaluation.experiments import Protocol, evaluate, test_images
         from sanbench.records import Store
         from sanbench.training.runs import load_subjects
 
         device = start(self.device)
-        protocol = Protocol(self.limit, self.seed, self.batch_size, self.workers, self.force)
+        protocol = Protocol(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
         records = []
         with progress() as bar:
             for subject in load_subjects(self.networks or [], self.runs):
@@ -169,12 +180,18 @@ def accuracy(evaluation: Evaluation) -> None:
 @evaluation_command
 def rotate(
     evaluation: Evaluation,
-    angles: Annotated[str, typer.Option(help="Clockwise multiples of 90, and flip (upside down).")] = "90,180,270,flip",
+    angles: Annotated[
+        str, typer.Option(help="Clockwise degrees, ranges start:stop:step, flip (upside down), mirror.")
+    ] = "90,180,270,flip",
+    interpolation: Annotated[str, typer.Option(help="nearest or bilinear; multiples of 90 are exact.")] = "bilinear",
+    fill: Annotated[str, typer.Option(help="black, grey or white.")] = "black",
+    crop: Annotated[str, typer.Option(help="none, or inscribed: the square that no angle has to fill.")] = "none",
+    mask: Annotated[str, typer.Option(help="none, or disc: nothing but the inscribed circle is shown.")] = "none",
 ) -> None:
     """Measure top-1 on rotated test images, beside the upright ones: sanbench rotate --angles 90,180."""
-    from sanbench.evaluation.rotations import parse_angles
+    from sanbench.evaluation.rotations import Frame, parse_angles
 
-    rotations = parse_angles(f"0,{angles}")
+    rotations = parse_angles(f"0,{angles}", Frame(interpolation, fill, crop, mask))
     evaluation.run(lambda subject: rotations)
 
 
@@ -182,24 +199,57 @@ def rotate(
 def attack(
     evaluation: Evaluation,
     eps: Annotated[str, typer.Option(help="L-infinity budgets in [0, 1] pixels: fractions or decimals.")] = "8/255",
-    attacks: Annotated[str, typer.Option("--attack", help="pgd, pgd-targeted.")] = "pgd,pgd-targeted",
-    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 10,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            "--attack",
+            help="fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
+        ),
+    ] = "pgd,pgd-targeted",
+    norm: Annotated[str | None, typer.Option(help="linf or l2; default: linf, for pgd-l2 l2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps, or queries of square; default: the attack's own.")] = None,
     step_size: Annotated[str | None, typer.Option(help="Default: a quarter of eps.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Starts; an image has to withstand all. Default: 1.")] = None,
+    target: Annotated[str, typer.Option(help="Of pgd-targeted: random, least-likely or next.")] = "random",
+    targets: Annotated[int | None, typer.Option(help="Classes that apgd-targeted and fab try. Default: 9.")] = None,
+    made_on: Annotated[
+        str | None, typer.Option("--source", metavar="RUN|CHECKPOINT", help="Make the examples on this network (transfer).")
+    ] = None,
+    save_images: Annotated[int, typer.Option(min=0, help="Keep examples of so many images as PNG.")] = 0,
 ) -> None:
     """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
-    from sanbench.evaluation.attacks import bind, parse_attacks
+    from sanbench.evaluation.attacking import bind
+    from sanbench.evaluation.attacks import parse_attacks
 
-    wanted = parse_attacks(attacks, eps, steps, step_size, evaluation.seed)
-    evaluation.run(lambda subject: bind(subject.model, wanted))
+    wanted = parse_attacks(attacks, eps, steps, step_size, evaluation.seed, norm, restarts, target, targets)
+    source = evaluation.source(made_on) if made_on else None
+    evaluation.run(lambda subject: bind(subject.model, wanted, evaluation.batch_size, source), save_images)
+
+
+@evaluation_command
+def corrupt(
+    evaluation: Evaluation,
+    kinds: Annotated[str, typer.Option(help="gaussian-noise, fog, jpeg, ...: see the report; or all fifteen.")] = "all",
+    severity: Annotated[str, typer.Option(help="1 to 5: ranges, both ends included, and lists.")] = "1:5",
+) -> None:
+    """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
+    from sanbench.evaluation.corruptions import parse_corruptions
+    from sanbench.evaluation.loop import Identity
+
+    corrupted = [Identity(), *parse_corruptions(kinds, severity, evaluation.seed)]
+    evaluation.run(lambda subject: corrupted)
 
 
 @app.command()
-def report(results: Results = Path("results")) -> None:
-    """Write report.md, CSV tables and pictures from the records."""
+def report(
+    results: Results = Path("results"),
+    formats: Annotated[str, typer.Option("--format", help="md, csv, tex, html.")] = "md,csv",
+) -> None:
+    """Write the report, CSV tables and pictures from the records."""
     from sanbench.records import Store
     from sanbench.report import write_report
 
-    for path in write_report(Store(results)):
+    for path in write_report(Store(results), formats):
         console.print(path, highlight=False)
 
 

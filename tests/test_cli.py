@@ -53,13 +53,49 @@ def test_from_training_to_a_report(folder, tmp_path):
     assert snapshot(tmp_path / "results" / "records") == before
 
 
+def test_every_measurement_of_the_measure_section(places, tmp_path):
+    """Restarts, several processes, examples, transfer, corruptions, any angle, and all formats of the report."""
+    commands = [
+        ["attack", "--attack", "pgd,pgd-l2", "--eps", "8/255", "--steps", 2, "--restarts", 2, "--save-images", 2],
+        ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--source", "resnet26"],
+        ["rotate", "--angles", "0:90:30,mirror", "--crop", "inscribed", "--fill", "grey"],
+        ["corrupt", "--kinds", "fog,contrast", "--severity", "1:2"],
+    ]
+    for command in commands:
+        outcome = sanbench(*command, *places)
+        assert outcome.exit_code == 0, outcome.output
+    results = tmp_path / "results"
+    names = sorted(path.name for path in results.glob("images/san10*pgd-8*/*.png"))
+    assert names == [f"{n:05d}-{view}.png" for n in range(2) for view in ("adversarial", "clean", "difference")]
+    assert sanbench("report", "--format", "md,csv,tex,html", *places[2:]).exit_code == 0
+    text = (results / "report.md").read_text()
+    for words in ("Transfer: pgd", "Corrupted images", "mCE", "crop inscribed", "Self-attention against ResNet", "by class"):
+        assert words in text
+    assert "Defined otherwise than in the original benchmark. fog" in text
+    for name in ("report.tex", "report.html", "transfer.csv", "corruption.csv"):
+        assert (results / name).stat().st_size > 100
+    assert sanbench("report", "--format", "pdf", *places[2:]).exit_code == 2
+
+
+def test_the_benchmark_prints_both_ratios():
+    outcome = sanbench("bench", "evaluate", "--images", 8, "-n", 1, "--batch-size", 4, "--width", 0.25)
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout.count("ratio") == 2 and "n 1" in outcome.stdout
+
+
 WRONG = [  # typed wrong: 2; what the sentence names
     (["rotate", "--angles", "45x"], "'45x'"),
-    (["rotate", "--angles", "30"], "angle 30"),
+    (["rotate", "--angles", "0:90"], "'0:90'"),
     (["attack", "--eps", "8/0"], "'8/0'"),
     (["attack", "--eps", "300"], "'300'"),
     (["attack", "--eps", "-1/255"], "'-1/255'"),
     (["attack", "--eps", "8/255", "--step-size", "x"], "step-size 'x'"),
+    (["attack", "--attack", "standard"], "needs 4 classes"),
+    (["attack", "--attack", "fab", "--source", "san10"], "accepted are fgsm"),
+    (["attack", "--attack", "pgd", "--norm", "l2"], "accepted is linf"),
+    (["rotate", "--angles", "45", "--fill", "blue"], "'blue'"),
+    (["corrupt", "--kinds", "mist"], "'mist'"),
+    (["corrupt", "--severity", "6"], "'6'"),
     (["attack", "--attack", "pdg"], "Did you mean 'pgd'"),
     (["attack", "--steps", "0"], "steps 0"),
     (["accuracy", "san1O"], "Did you mean 'san10'"),
@@ -199,6 +235,36 @@ def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder
     command[command.index("40")] = "2"
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert len(list((tmp_path / "results" / "records").glob("*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_doubles_nothing(runs, tmp_path):
+    """Two processes, killed at several moments with the one that started them; the same command ends with the same rows."""
+    import pandas as pd
+
+    data = tmp_path / "many"  # the 18 images 40 times: several parts
+    for path in (runs.parent.parent).rglob("folder*/val/*/*.png"):
+        for copy in range(40):
+            place = data / "val" / path.parent.name / f"{path.stem}-{copy}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+    options = ["--data", f"folder:{data}", "--runs", runs, "--eps", "4/255", "--attack", "pgd", "--steps", 6, "--nproc", 2]
+    command = [sys.executable, "-m", "sanbench_cli", "attack", "san10", *map(str, options)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for seconds in (8, 14, 18):
+        process = subprocess.Popen([*command, "--results", killed], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    for results in (whole, killed):
+        subprocess.run([*command, "--results", results], cwd=ROOT, check=True, capture_output=True)
+    rows = []
+    for results in (whole, killed):
+        (path,) = results.glob("rows/*.parquet")
+        rows.append(pd.read_parquet(path))
+        assert not [p for p in results.glob("rows/*") if p.is_dir()]
+    assert rows[0]["index"].tolist() == list(range(len(rows[0])))
+    pd.testing.assert_frame_equal(*rows, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

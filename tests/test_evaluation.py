@@ -1,36 +1,26 @@
 """The evaluation loop, rotations, attacks, statistics and records."""
 
-from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from scipy.stats import norm
 
 from sanbench.data import Source, TensorImages, load_dataset
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation import experiments
-from sanbench.evaluation.attacks import (
-    ATTACKS,
-    PGD,
-    AttackConfig,
-    bind,
-    budget_text,
-    check_budget,
-    parse_attacks,
-    parse_budget,
-    starting_points,
-)
+from sanbench.evaluation.attacking import bind
+from sanbench.evaluation.attacks import parse_attacks
+from sanbench.evaluation.corruptions import CORRUPTIONS, Corrupted, parse_corruptions
 from sanbench.evaluation.experiments import Protocol, evaluate
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
-from sanbench.evaluation.rotations import Flip, Rotation, parse_angles
-from sanbench.evaluation.statistics import wilson
+from sanbench.evaluation.rotations import Flip, Frame, Rotation, parse_angles
+from sanbench.evaluation.statistics import holm, paired_difference, wilson
 from sanbench.records import Measurement, Store
 
 CPU = torch.device("cpu")
-EIGHT = AttackConfig(Fraction(8, 255), Fraction(2, 255), steps=5)
 
 
 @pytest.fixture(scope="session")
@@ -60,154 +50,157 @@ def test_rotation_is_clockwise():
     assert turned(Flip()) == [[3, 4], [1, 2]]
 
 
-def test_angles_are_read_once_each():
-    parsed = parse_angles("0,90,flip,450,-90")
-    assert [p.setting for p in parsed] == [{}, {"angle": 90}, {"angle": "flip"}, {"angle": 270}]
-    for wrong in ("45x", "30", "", "90;180", "nan"):
-        with pytest.raises(InputError, match="clockwise multiples of 90"):
-            parse_angles(wrong)
+def test_a_mirror_reverses_columns_and_quarter_turns_are_exact_in_every_frame():
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(Flip("mirror")(image, None, None).images, image.flip(3))
+    turned = Rotation(90, Frame("nearest", "white"))(image, None, None).images
+    assert torch.equal(turned, Rotation(90)(image, None, None).images)
 
 
-@pytest.mark.parametrize(("text", "value"), [("8/255", Fraction(8, 255)), ("0.03", Fraction(3, 100)), ("0", 0), ("1", 1)])
-def test_budgets_are_exact(text, value):
-    assert parse_budget("eps", text) == value
+@pytest.mark.parametrize("angle", [0, 15, 45, 90, 100.5, 315])
+def test_frames_show_no_filling_and_the_disc_the_same_corners(angle):
+    white = torch.ones(1, 3, 224, 224)
+    inscribed = Rotation(angle, Frame(crop="inscribed"))(white, None, None).images
+    assert inscribed.shape == white.shape
+    assert inscribed.min() > 1 - 1e-5  # black would show
+    if angle % 90:
+        assert Rotation(angle)(white, None, None).images.min() == 0
+    disc = Rotation(angle, Frame(mask="disc"))(white, None, None).images
+    at_0 = Rotation(0, Frame(mask="disc"))(white, None, None).images
+    assert (disc[..., 0, 0] == 0).all()
+    assert ((disc - at_0).abs() > 0.5).float().mean() < 0.003  # pixels on the circle
 
 
-@pytest.mark.parametrize("text", ["8/0", "300", "-1/255", "eight", "", "8/255/2", "nan", "inf", "1.01"])
-def test_impossible_budgets_are_named(text):
-    with pytest.raises(InputError, match=f"eps {text.strip()!r} is not accepted"):
-        parse_budget("eps", text)
+def test_resampled_rotation_is_clockwise_and_declared():
+    image = torch.zeros(1, 3, 33, 33)
+    image[..., 0:9, 14:19] = 1  # a bar at 12 o'clock
+    turned = Rotation(45)(image, None, None).images[0, 0]
+    assert turned[4:12, 22:30].sum() > 10  # to half past one
+    assert turned[4:12, 3:11].sum() == 0
+    setting = Rotation(45, Frame("nearest", "grey", "inscribed")).setting
+    assert {k: setting[k] for k in ("angle", "interpolation", "fill", "crop", "mask")} == {
+        "angle": 45,
+        "interpolation": "nearest",
+        "fill": "grey",
+        "crop": "inscribed",
+        "mask": "none",
+    }
+    assert "then rotated" in setting["order"]
+    with pytest.raises(InputError, match="Did you mean 'inscribed'"):
+        Frame(crop="inscribe")
 
 
-def test_budgets_in_whole_pixel_values_suggest_the_fraction():
-    with pytest.raises(InputError, match="Did you mean 8/255"):
-        parse_budget("eps", "8")
+def test_ranges_of_angles():
+    assert [p.setting.get("angle", 0) for p in parse_angles("0:360:90")] == [0, 90, 180, 270]
+    assert [p.setting.get("angle", 0) for p in parse_angles("0:46:22.5,mirror")] == [0, 22.5, 45, "mirror"]
+    assert len(parse_angles("0:360:15")) == 24
+    assert isinstance(parse_angles("0")[0], Identity)
+    assert parse_angles("0", Frame(crop="inscribed"))[0].setting["crop"] == "inscribed"  # its own control
 
 
-def test_attack_lists():
-    parsed = parse_attacks("pgd,pgd-targeted", "8/255,2/255,0.5", 7, None, 3)
-    assert [(name, budget_text(c.eps), c.steps, c.seed) for name, c in parsed[:3]] == [
-        ("pgd", "2/255", 7, 3),
-        ("pgd", "8/255", 7, 3),
-        ("pgd", "1/2", 7, 3),
-    ]
-    assert parsed[1][1].step_size == Fraction(2, 255)
-    assert parse_attacks("pgd", "8/255", 1, "1/255", 0)[0][1].step_size == Fraction(1, 255)
-    assert budget_text(Fraction(3, 255)) == "3/255"
-    with pytest.raises(InputError, match="Did you mean 'pgd'"):
-        parse_attacks("pgdd", "8/255", 1, None, 0)
-    with pytest.raises(InputError, match="steps 0"):
-        parse_attacks("pgd", "8/255", 0, None, 0)
+def test_an_equivariant_network_drops_exactly_nothing(images, tmp_path):
+    """Pairwise attention without positions, with odd footprints: quarter turns change no prediction."""
+    from sanbench.evaluation.experiments import Subject
+    from sanbench.models import build_model
+
+    torch.manual_seed(0)
+    model = build_model("san10", 3, width=0.25, position="none").eval()
+    equivariant = Subject(model, "w", "r", {}, {}, "s")
+    records = measured(equivariant, images, Store(tmp_path), [Identity(), *map(Rotation, (90, 180, 270))])
+    rows = [Store(tmp_path).rows(record) for record in records]
+    for turned in rows[1:]:
+        assert turned["prediction"].tolist() == rows[0]["prediction"].tolist()
+        np.testing.assert_allclose(turned["confidence"], rows[0]["confidence"], rtol=1e-4)
+
+    class RotatedCrop(Rotation):
+        """The bug: another crop when turned."""
+
+        def __call__(self, images, labels, indices):
+            turned = super().__call__(images, labels, indices).images
+            return Perturbed(turned.roll((3, 1), (2, 3)), {})
+
+    (broken,) = measured(equivariant, images, Store(tmp_path / "broken"), [RotatedCrop(90)])
+    wrong = Store(tmp_path / "broken").rows(broken)
+    assert not np.allclose(wrong["confidence"], rows[0]["confidence"], rtol=1e-4)
 
 
-def independent_pgd(model, image, label, index, config, target=None):
-    """One image, written from the formula; starting point and target from the same documented seeds."""
-    from sanbench.evaluation.attacks import image_seed
-
-    eps, step = np.float32(float(config.eps)), float(config.step_size)
-    generator = torch.Generator().manual_seed(image_seed(config.seed, index, "start"))
-    start = torch.empty_like(image).uniform_(-float(config.eps), float(config.eps), generator=generator)
-    x = (image + start).clamp(0, 1)
-    for _ in range(config.steps):
-        x = x.detach().requires_grad_()
-        sought = label if target is None else target
-        loss = F.cross_entropy(model(x[None]), torch.tensor([sought]))
-        (gradient,) = torch.autograd.grad(loss if target is None else -loss, x)
-        x = torch.min(torch.max(x + step * gradient.sign(), image - eps), image + eps).clamp(0, 1)
-    return x.detach()
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_follow_their_formula(name, subject, images, pixels):
-    """Each pixel after one step, and after five the same predictions, against the loop above."""
-    with evaluating(subject.model):
-        for steps in (1, 5):
-            config = AttackConfig(EIGHT.eps, EIGHT.step_size, steps)
-            perturbed = ATTACKS[name](subject.model, config)(pixels, images.labels, torch.arange(len(images)))
-            right = perturbed.columns["clean_prediction"] == images.labels
-            assert right.any()
-            for i in right.nonzero().flatten().tolist():
-                target = int(perturbed.columns["target"][i]) if "target" in perturbed.columns else None
-                expected = independent_pgd(subject.model, pixels[i], int(images.labels[i]), i, config, target)
-                same = torch.isclose(perturbed.images[i], expected, atol=1e-6)
-                assert same.float().mean() > (0.995 if steps == 1 else 0.97)  # a gradient near 0 may change its sign
-                both = subject.model(torch.stack([perturbed.images[i], expected])).argmax(1)
-                assert both[0] == both[1]
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_stay_in_ball_and_box_and_leave_wrong_images_alone(name, subject, images, pixels):
-    labels = images.labels.clone()
-    labels[::3] = (labels[::3] + 1) % 3  # as if the network had them wrong
-    with evaluating(subject.model):
-        adversarial, columns = ATTACKS[name](subject.model, EIGHT)(pixels, labels, torch.arange(len(images)))
-    wrong = columns["clean_prediction"] != labels
-    assert wrong.any()
-    assert torch.equal(adversarial[wrong], pixels[wrong])
-    assert (columns["steps"][wrong] == 0).all()
-    distance = (adversarial.double() - pixels.double()).abs().flatten(1).amax(1)
-    torch.testing.assert_close(columns["linf"], distance)
-    assert distance.max() <= 8 / 255 + 1e-6
-    assert distance[~wrong].min() > 4 / 255
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_a_budget_of_zero_changes_nothing(name, subject, images, pixels):
-    nothing = AttackConfig(Fraction(0), Fraction(0), steps=2)
-    with evaluating(subject.model):
-        adversarial, columns = ATTACKS[name](subject.model, nothing)(pixels, images.labels, torch.arange(len(images)))
-    assert torch.equal(adversarial, pixels)
-    assert columns["linf"].max() == 0
-
-
-def test_random_numbers_belong_to_the_image_not_to_the_batch(subject, images, pixels):
-    """Starting points and targets are bit-equal for batches of 1, 7 and all; the global generator is not touched."""
-    order = torch.arange(len(images))
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corruptions_are_seeded_per_image_and_grow_with_severity(kind, pixels, images):
+    indices = torch.arange(len(images))
+    labels = images.labels
+    found = [Corrupted(kind, severity)(pixels, labels, indices).images for severity in (1, 5)]
+    for corrupted in found:
+        assert corrupted.shape == pixels.shape
+        assert corrupted.min() >= 0 and corrupted.max() <= 1
+        assert torch.allclose(corrupted * 255, (corrupted * 255).round(), atol=1e-3)
+        assert not torch.equal(corrupted, pixels)
+    mild, severe = ((corrupted - pixels).square().mean() for corrupted in found)
+    if kind != "elastic":  # its severities trade size for fineness
+        assert severe > mild
     before = torch.get_rng_state()
-    starts = []
-    for size in (1, 7, 64):
-        parts = []
-        for chunk in order.split(size):
-            with starting_points(3, chunk):
-                parts.append(torch.empty_like(pixels[chunk]).uniform_(-0.1, 0.1))
-        starts.append(torch.cat(parts))
-    assert torch.equal(starts[0], starts[1])
-    assert torch.equal(starts[1], starts[2])
-    assert len(starts[0].flatten(1).unique(dim=0)) == len(images)
-    assert starts[0].abs().max() <= 0.1
-    with starting_points(4, order):
-        assert not torch.equal(torch.empty_like(pixels).uniform_(-0.1, 0.1), starts[0])
-
-    attack = ATTACKS["pgd-targeted"](subject.model, EIGHT)
-    whole = attack.targets(images.labels, order, 3)
-    assert torch.equal(torch.cat([attack.targets(images.labels[c], c, 3) for c in order.split(5)]), whole)
-    assert (whole != images.labels).all()
-    assert len((whole - images.labels).remainder(3).unique()) == 2
+    alone = torch.cat([Corrupted(kind, 5)(pixels[i : i + 1], labels[i : i + 1], indices[i : i + 1]).images for i in indices])
+    assert torch.equal(alone, found[1])
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_attack_draws_its_start_from_the_image(subject, images, pixels, monkeypatch):
-    """torchattacks' own draw is the one that is replaced: another seed gives other adversarial images."""
-    results = []
-    with evaluating(subject.model):
-        for seed in (0, 0, 1):
-            config = AttackConfig(EIGHT.eps, EIGHT.step_size, 1, seed)
-            results.append(ATTACKS["pgd"](subject.model, config)(pixels, images.labels, torch.arange(len(images))).images)
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+def test_corruption_lists():
+    assert len(parse_corruptions("all", "1:5", 0)) == 75
+    assert [(c.kind, c.severity) for c in parse_corruptions("fog,jpeg", "1,3:4", 0)][:3] == [("fog", 1), ("fog", 3), ("fog", 4)]
+    with pytest.raises(InputError, match="Did you mean 'fog'"):
+        parse_corruptions("fogg", "1", 0)
+    for wrong in ("0", "6", "1:9", "x", "5:1"):
+        with pytest.raises(InputError, match=f"severity '{wrong}'"):
+            parse_corruptions("fog", wrong, 0)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"), [(0.05, "left its budget"), (float("nan"), "left its budget"), (-0.02, "left the pixel box")]
-)
-def test_a_violated_budget_fails_by_name(change, named):
-    images = torch.zeros(2, 3, 4, 4) + 0.01
-    broken = images.clone()
-    broken[1, 0, 0, 0] += change
-    with pytest.raises(SanbenchError, match=f"pgd {named}"):
-        check_budget(images, broken, 0.03, "pgd")
+@pytest.mark.parametrize("counts", [(8, 2, 10, 30), (0, 7, 0, 3), (5, 5, 40, 0), (0, 0, 20, 0)])
+def test_paired_differences(counts):
+    b, c, both, neither = counts
+    first = np.array([True] * b + [False] * c + [True] * both + [False] * neither)
+    second = np.array([False] * b + [True] * c + [True] * both + [False] * neither)
+    found = paired_difference(first, second)
+    total = b + c
+    tail = sum(comb(total, k) for k in range(min(b, c) + 1)) / 2**total
+    assert found.p == pytest.approx(min(1, 2 * tail))
+    assert found.value == pytest.approx((b - c) / len(first))
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert (found.only_first, found.only_second) == (b, c)
+    swapped = paired_difference(second, first)
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
+    assert found.excludes_zero == (b == 0 and c == 7)
+
+
+def test_newcombes_published_example():
+    """Newcombe 1998, table II: 36 both, 12 and 2 alone, 0 neither -> 0.2 with 0.0569 to 0.3404 (method 10)."""
+    pairs = [(True, True)] * 36 + [(True, False)] * 12 + [(False, True)] * 2
+    found = paired_difference(*map(np.array, zip(*pairs)))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=2e-4)
+
+
+def test_holm_is_monotone_and_scaled():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([]) == []
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does_even_after_one_was_killed(subject, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "PART", 5)
+    settings = [Identity(), *bind(subject.model, parse_attacks("pgd", "4/255", 3))]
+    one = measured(subject, images, Store(tmp_path / "one"), settings)
+    two = measured(subject, images, Store(tmp_path / "two"), settings, nproc=2)
+    for a, b in zip(one, two):
+        assert a.key == b.key
+        rows = [Store(tmp_path / name).rows(a) for name in ("one", "two")]
+        pd.testing.assert_frame_equal(*rows, rtol=1e-3, atol=1e-5)
+
+
+def test_angles_are_read_once_each():
+    parsed = parse_angles("0,90,flip,450,-90")
+    assert [p.setting for p in parsed] == [{}, {"angle": 90}, {"angle": "flip"}, {"angle": 270}]
+    for wrong in ("45x", "", "90;180", "nan", "0:90", "0:90:0", "0:90:-5", "inf", "0:inf:1"):
+        with pytest.raises(InputError, match="clockwise degrees"):
+            parse_angles(wrong)
 
 
 def test_evaluating_restores_modes_and_gradients_even_after_an_error(subject):
@@ -405,7 +398,3 @@ def test_the_loop_counts_every_image_once_and_in_float32(subject):
     rows = pd.concat([rows.frame for (rows,) in measure(subject.model, stream, CPU)])
     assert sorted(rows["index"]) == list(range(9))
     assert all(dtype is torch.float32 and low and high for dtype, low, high in seen)
-
-
-def test_attacks_are_perturbations_of_the_table():
-    assert all(isinstance(make(torch.nn.Linear(1, 1), EIGHT), PGD) for make in ATTACKS.values())

@@ -34,6 +34,7 @@ def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch)
     monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
     monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.evaluation.benchmark.benchmark", lambda *args: called.append("bench") or [])
     monkeypatch.setattr("sanbench.reproduce.reproduce", lambda *args: called.append("reproduce") or ([], []))
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 0, outcome.output
@@ -49,7 +50,8 @@ def test_make_targets_exist():
 
 
 def test_the_table_of_fields_is_complete():
-    fields = set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
+    table = TEXT.split("| field | values |")[1].split("\n\n")[0]
+    fields = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
     assert fields | {"blocks", "heads"} == set(SANConfig.model_fields)
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,7 +54,9 @@ def attacked(model, eps, correct, name="pgd"):
 def store_with(tmp_path, *records):
     store = Store(tmp_path)
     for each in records:
-        store.write(each, pd.DataFrame({"index": [0]}))
+        images = each.counts["images"]
+        right = np.arange(images) < each.counts["correct"]
+        store.write(each, pd.DataFrame({"index": np.arange(images), "label": 0, "prediction": np.where(right, 0, 1)}))
     return store
 
 
@@ -107,7 +110,7 @@ def test_tables_hold_the_counts(tmp_path):
     ]
     assert attack[2][2:6] == [cell(wilson(40, 100)), cell(wilson(40, 80)), cell(wilson(10, 100)), cell(wilson(70, 80))]
     assert "target hit, ε = 8/255" in rows_of(text, "Attack: pgd-targeted")[0]
-    assert "10 steps of ε/4" in text
+    assert "step size ε/4; steps 10" in text
     assert "best epoch on validation images" in text
 
 

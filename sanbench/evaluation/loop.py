@@ -15,6 +15,7 @@ from sanbench.data import Batch
 class Perturbed(NamedTuple):
     images: Tensor  # N x 3 x H x W in [0, 1]
     columns: dict[str, Tensor]  # N each: what the rows shall say about the perturbation
+    rounded: Tensor | None = None  # the same in 8 bits, where that has to be inside a budget
 
 
 class Perturbation(Protocol):
@@ -41,16 +42,23 @@ class Identity:
 
 
 class Rows(NamedTuple):
-    """One perturbation's outcome on one batch: a row an image, and the time it took."""
+    """One perturbation's outcome on one batch: a row an image, what the network saw, and the time it took."""
 
     frame: pd.DataFrame
+    perturbed: Perturbed
     seconds: float
 
 
 def measure(
-    model: nn.Module, stream: Iterable[tuple[Batch, Sequence[Perturbation]]], device: torch.device
+    model: nn.Module,
+    stream: Iterable[tuple[Batch, Sequence[Perturbation]]],
+    device: torch.device,
+    batch_size: int | None = None,
 ) -> Iterator[list[Rows]]:
-    """For each batch, the rows of each of its perturbations, in float32 and evaluation mode."""
+    """For each batch, the rows of each of its perturbations, in float32 and evaluation mode.
+
+    A batch is read once and perturbed as a whole; the network sees at most `batch_size` images at once.
+    """
     for batch, perturbations in stream:
         with evaluating(model):
             images = batch.images.to(device).float() / 255
@@ -58,18 +66,22 @@ def measure(
             outcome = []
             for perturbation in perturbations:
                 started = time.perf_counter()
-                rows = score(model, perturbation(images, labels, batch.indices), batch.indices, labels)
-                outcome.append(Rows(rows, time.perf_counter() - started))
+                perturbed = perturbation(images, labels, batch.indices)
+                rows = score(model, perturbed, batch.indices, labels, batch_size)
+                outcome.append(Rows(rows, perturbed, time.perf_counter() - started))
         yield outcome
 
 
 @torch.no_grad()
-def score(model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor) -> pd.DataFrame:
+def score(
+    model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor, batch_size: int | None = None
+) -> pd.DataFrame:
     """index, label, prediction, top5 (hit), confidence, then the perturbation's own columns.
 
     Where the perturbation tells the `clean_prediction`, `success` is: right before, wrong now.
     """
-    probabilities = model(perturbed.images).softmax(1)
+    chunks = perturbed.images.split(batch_size or max(1, len(labels)))
+    probabilities = torch.cat([model(chunk) for chunk in chunks]).softmax(1)
     confidence, prediction = probabilities.max(1)
     top5 = probabilities.topk(min(5, probabilities.shape[1])).indices.eq(labels[:, None]).any(1)
     columns = {"index": indices, "label": labels, "prediction": prediction, "top5": top5, "confidence": confidence}

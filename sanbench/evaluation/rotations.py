@@ -1,58 +1,133 @@
-"""Zero-shot generalisation to rotated images (experiment 9 of the paper): exact rotations, no resampling."""
+"""Zero-shot generalisation to rotated images (experiment 9 of the paper).
+
+Multiples of 90 degrees are exact. Any other angle is resampled, and its record declares interpolation, fill, crop and mask.
+Images are cropped to the network's input first and rotated then.
+"""
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from sanbench.errors import InputError
+from sanbench.errors import InputError, unknown
 from sanbench.evaluation.loop import Identity, Perturbation, Perturbed
 
-ACCEPTED = "clockwise multiples of 90 degrees and the word flip (upside down)"
+ACCEPTED = "clockwise degrees (90, 22.5), ranges start:stop:step (0:360:15, without the stop), and the words flip and mirror"
+INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
+FILLS = {"black": 0.0, "grey": 0.5, "white": 1.0}
+CROPS = ("none", "inscribed")
+MASKS = ("none", "disc")
+WORDS = {"flip": 2, "mirror": 3}  # upside down: rows reversed; left to right: columns reversed
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image is turned by any angle, and what of it is shown.
+
+    crop  inscribed: at every angle, 0 included, the centre square of side / sqrt 2, which no angle fills, resized to the side
+    mask  disc: at every angle, 0 included, everything outside the inscribed circle is filled, so that corners tell nothing
+    """
+
+    interpolation: str = "bilinear"
+    fill: str = "black"
+    crop: str = "none"
+    mask: str = "none"
+
+    def __post_init__(self) -> None:
+        for field, known in {"interpolation": INTERPOLATIONS, "fill": FILLS, "crop": CROPS, "mask": MASKS}.items():
+            if getattr(self, field) not in known:
+                raise unknown(field, getattr(self, field), known)
+
+    @property
+    def changes_upright(self) -> bool:
+        return (self.crop, self.mask) != ("none", "none")
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        order = "cropped to the input, then rotated"
+        return {name: getattr(self, name) for name in ("interpolation", "fill", "crop", "mask")} | {"order": order}
+
+    def turn(self, images: Tensor, angle: float) -> Tensor:
+        """Clockwise; torch.rot90 and torchvision turn counter-clockwise for positive numbers."""
+        if angle % 90 == 0:
+            return torch.rot90(images, int(-angle // 90), (2, 3)).contiguous()
+        turned: Tensor = F.rotate(images, -angle, INTERPOLATIONS[self.interpolation], fill=[FILLS[self.fill]] * 3)
+        return turned
+
+    def show(self, images: Tensor) -> Tensor:
+        side = min(images.shape[2:])
+        if self.mask == "disc":
+            places = torch.arange(side, device=images.device) - (side - 1) / 2
+            outside = places.square()[:, None] + places.square()[None, :] > (side / 2) ** 2
+            images = images.masked_fill(outside, FILLS[self.fill])
+        if self.crop == "inscribed":
+            inner = F.center_crop(images, [int(side / sqrt(2))] * 2)
+            images = F.resize(inner, [side, side], InterpolationMode.BILINEAR, antialias=True)
+        return images
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Clockwise by `angle` degrees, a multiple of 90, with torch.rot90, which turns counter-clockwise for k > 0."""
+    """Clockwise by `angle` degrees."""
 
-    angle: int
+    angle: int | float
+    frame: Frame = Frame()
     experiment = "rotation"
 
     @property
     def setting(self) -> dict[str, Any]:
-        return {"angle": self.angle}
+        exact = self.angle % 90 == 0 and not self.frame.changes_upright
+        return {"angle": self.angle} | ({} if exact else self.frame.setting)
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
-        return Perturbed(torch.rot90(images, -self.angle // 90, (2, 3)), {})
+        return Perturbed(self.frame.show(self.frame.turn(images, self.angle)), {})
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Upside down: rows reversed."""
+    """Upside down, or mirrored left to right: exact."""
 
+    word: str = "flip"
+    frame: Frame = Frame()
     experiment = "rotation"
 
     @property
     def setting(self) -> dict[str, Any]:
-        return {"angle": "flip"}
+        return {"angle": self.word} | (self.frame.setting if self.frame.changes_upright else {})
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
-        return Perturbed(images.flip(2), {})
+        return Perturbed(self.frame.show(images.flip(WORDS[self.word])), {})
 
 
-def parse_angles(text: str) -> list[Perturbation]:
-    """`90,180,flip` -> perturbations; an angle of 0 is the identity. Raises InputError that names the word."""
-    found: dict[str | int, Perturbation] = {}
+def parse_angles(text: str, frame: Frame = Frame()) -> list[Perturbation]:
+    """`90,180:360:45,flip` -> perturbations, each once. Raises InputError that names the word.
+
+    An angle of 0 is the identity, or the control where the frame changes upright images too.
+    """
+    found: dict[str | float, Perturbation] = {}
     for word in (word.strip() for word in text.split(",")):
-        if word == "flip":
-            found["flip"] = Flip()
+        if word in WORDS:
+            found[word] = Flip(word, frame)
             continue
-        try:
-            angle = int(word)
-        except ValueError:
-            raise InputError(f"angle {word!r} is not accepted: accepted are {ACCEPTED}.") from None
-        if angle % 90:
-            raise InputError(f"angle {word} is not accepted: accepted are {ACCEPTED}.")
-        found[angle % 360] = Rotation(angle % 360) if angle % 360 else Identity()
+        for angle in (degrees % 360 for degrees in parse_range(word)):
+            turned = Rotation(int(angle) if angle == int(angle) else angle, frame)
+            found[angle] = turned if angle or frame.changes_upright else Identity()
     return list(found.values())
+
+
+def parse_range(word: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in word.split(":")]
+        if len(numbers) == 1 and abs(numbers[0]) < 1e6:
+            return numbers
+        start, stop, step = numbers
+        count = (stop - start) / step
+        if 0 < count <= 3600:
+            return [start + n * step for n in range(int(count) + (count > int(count)))]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        pass
+    raise InputError(f"angle {word!r} is not accepted: accepted are {ACCEPTED}.")

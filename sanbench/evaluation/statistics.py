@@ -1,7 +1,11 @@
-"""Statistics of proportions."""
+"""Statistics of proportions: intervals, and two networks on the same images."""
 
+from collections.abc import Sequence
+from math import sqrt
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 
@@ -21,3 +25,58 @@ def wilson(hits: int, total: int) -> Proportion:
         return Proportion(hits, total, float("nan"), float("nan"), float("nan"))
     interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
     return Proportion(hits, total, hits / total, float(interval.low), float(interval.high))
+
+
+class Difference(NamedTuple):
+    """Accuracy of one network minus that of another on the same images, with a 95% interval, in [-1, 1]."""
+
+    value: float
+    low: float
+    high: float
+    only_first: int  # images that the first has right and the second wrong
+    only_second: int
+    p: float  # exact McNemar, two-sided
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
+    """(b - c) / n for images that only the first (b) or only the second (c) has right; n > 0 images in the same order.
+
+    p        exact McNemar test: b of b + c against 1/2
+    interval Newcombe 1998, method 10: Wilson limits of both proportions, joined by their correlation
+    """
+    n = len(first)
+    both, only_first = int((first & second).sum()), int((first & ~second).sum())
+    only_second = int((~first & second).sum())
+    neither = n - both - only_first - only_second
+    p = binomtest(only_first, only_first + only_second, 0.5).pvalue if only_first + only_second else 1.0
+    one, two = wilson(both + only_first, n), wilson(both + only_second, n)
+    spread = one.hits * (n - one.hits) * two.hits * (n - two.hits)
+    covariance = both * neither - only_first * only_second
+    corrected = max(covariance - n / 2, 0) if covariance > 0 else covariance
+    phi = corrected / sqrt(spread) if spread else 0.0
+    value = one.value - two.value
+    return Difference(
+        value,
+        value - joined(one.value - one.low, two.high - two.value, phi),
+        value + joined(one.high - one.value, two.value - two.low, phi),
+        only_first,
+        only_second,
+        float(p),
+    )
+
+
+def joined(one: float, two: float, phi: float) -> float:
+    return sqrt(max(one * one - 2 * phi * one * two + two * two, 0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for all tests of a table (Holm 1979), in the given order."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted

@@ -1,0 +1,74 @@
+"""Budgets of attacks: how they are written, how far an image is from another, and the check after every attack."""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from sanbench.errors import InputError, SanbenchError
+
+TOLERANCE = {"linf": 1e-6, "l2": 1e-5}  # in pixels of [0, 1]: float32 steps overshoot by 1e-8, a norm of 10^5 pixels by 1e-6
+BOX_TOLERANCE = 1e-6
+
+
+def parse_budget(option: str, text: str, norm: str = "linf") -> Fraction:
+    """`8/255` or `0.03` -> an exact number of pixels in [0, 1]; an L2 norm may exceed 1. Raises InputError that names it."""
+    try:
+        value = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(-1)
+    if 0 <= value <= 1 or (norm == "l2" and value > 1):
+        return value
+    hint = f" Did you mean {text.strip()}/255?" if 1 < value <= 255 else ""
+    raise InputError(
+        f"{option} {text.strip()!r} is not accepted: pixels lie in [0, 1], so accepted are fractions such as 8/255 "
+        f"and decimals from 0 to 1.{hint}"
+    )
+
+
+def budget_text(value: Fraction) -> str:
+    """8/255 for 8/255, which a Fraction would print as it is, and 3/255 for 3/255, which it would print as 1/85."""
+    return f"{value * 255}/255" if (value * 255).denominator == 1 else str(value)
+
+
+def distance(images: Tensor, adversarial: Tensor, norm: str) -> Tensor:
+    """Of each pair of images, in float64: N."""
+    difference = (adversarial.double() - images.double()).flatten(1)
+    return difference.abs().amax(1) if norm == "linf" else difference.square().sum(1).sqrt()
+
+
+def check_budget(images: Tensor, adversarial: Tensor, eps: float, name: str, norm: str = "linf") -> Tensor:
+    """Distance of each image, in float64. Raises SanbenchError if the ball or the box was left, or at NaN."""
+    found = distance(images, adversarial, norm)
+    worst = found.max().item() if len(found) else 0.0
+    if not worst <= eps + TOLERANCE[norm]:  # catches NaN too
+        raise SanbenchError(f"{name} left its budget: distance {worst:.9f} for eps {eps:.9f}. Nothing was recorded.")
+    if not inside_box(adversarial).all():
+        low, high = adversarial.min().item(), adversarial.max().item()
+        raise SanbenchError(f"{name} left the pixel box [0, 1]: values from {low:.9f} to {high:.9f}. Nothing was recorded.")
+    return found
+
+
+def inside_box(images: Tensor) -> Tensor:
+    flat = images.flatten(1)
+    return (flat.amin(1) >= -BOX_TOLERANCE) & (flat.amax(1) <= 1 + BOX_TOLERANCE)
+
+
+def in_eight_bits(images: Tensor, adversarial: Tensor, eps: float, norm: str) -> Tensor:
+    """`adversarial` on 256 levels and inside the ball around `images` and the box: what a PNG would hold.
+
+    Rounded, then for L-infinity each pixel clipped to the levels inside the ball; for L2 an image whose rounding left the
+    ball has its differences from the nearest level of the original cut towards 0 instead. Where no level is inside the
+    ball (its centre is between two levels and eps is small) the nearest to the original is taken.
+    """
+    levels, centre = (adversarial.double() * 255).round().clamp(0, 255), images.double() * 255
+    nearest = centre.round()
+    if norm == "linf":
+        slack = 255 * TOLERANCE[norm]
+        low, high = (centre - 255 * eps - slack).ceil(), (centre + 255 * eps + slack).floor()
+        levels = torch.where(low <= high, levels.clamp(low, high), nearest).clamp(0, 255)
+    else:
+        outside = distance(images, levels / 255, norm) > eps
+        cut = nearest + (adversarial.double() * 255 - nearest).trunc()
+        levels = torch.where(outside[:, None, None, None], cut, levels)
+    return (levels / 255).to(images.dtype)
