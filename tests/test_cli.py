@@ -251,11 +251,15 @@ def test_kill_9_loses_and_doubles_nothing(runs, tmp_path):
     options = ["--data", f"folder:{data}", "--runs", runs, "--eps", "4/255", "--attack", "pgd", "--steps", 6, "--nproc", 2]
     command = [sys.executable, "-m", "sanbench_cli", "attack", "san10", *map(str, options)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for seconds in (8, 14, 18):
+    for parts in (0, 1, 2):
         process = subprocess.Popen([*command, "--results", killed], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(seconds)
+        deadline = time.monotonic() + 60
+        while len(list(killed.glob("rows/*/0*.parquet"))) < parts or not killed.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.kill()
         process.communicate()
+        assert not list(killed.glob("records/*.json"))
     for results in (whole, killed):
         subprocess.run([*command, "--results", results], cwd=ROOT, check=True, capture_output=True)
     rows = []

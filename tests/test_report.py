@@ -159,3 +159,61 @@ def test_the_picture_has_every_network(tmp_path):
     colours = {tuple(colour) for colour in (pixels.reshape(-1, 3) * 255).round().astype(int).tolist()}
     for colour in ("#000000", "#E69F00", "#56B4E9"):
         assert tuple(int(part, 16) for part in re.findall("..", colour[1:])) in colours
+
+
+def test_pairs_are_tested_and_bold_only_where_the_interval_excludes_zero(tmp_path):
+    clearly, hardly = record(correct=80), record("san10_patchwise", correct=52)
+    store = store_with(tmp_path, clearly, hardly, record("resnet26", correct=50))
+    write_report(store, "md,tex,html")
+    rows = {row[0]: row for row in rows_of((tmp_path / "report.md").read_text(), "Self-attention against ResNet")[2:]}
+    assert set(rows) == {"san10_pairwise", "san10_patchwise"}
+    assert rows["san10_pairwise"][4].startswith("**+30.0 [")
+    assert rows["san10_patchwise"][4].startswith("+2.0 [-")
+    assert rows["san10_pairwise"][5] == "30 / 0"
+    assert float(rows["san10_pairwise"][6]) == pytest.approx(2 * 0.5**30, rel=0.1)
+    assert float(rows["san10_pairwise"][7]) == pytest.approx(4 * 0.5**30, rel=0.1)  # of two tests
+    assert float(rows["san10_patchwise"][7]) == 0.5
+    assert "<b>+30.0" in (tmp_path / "report.html").read_text()
+    tex = (tmp_path / "report.tex").read_text()
+    assert r"\textbf{+30.0" in tex and r"san10\_pairwise" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+
+
+def test_networks_on_other_images_are_not_compared(tmp_path):
+    write_report(store_with(tmp_path, record(), record("resnet26", images=90, correct=50)))
+    assert "against ResNet" not in (tmp_path / "report.md").read_text()
+
+
+def test_flags_are_marked_with_a_footnote(tmp_path):
+    masked = attacked("san10_pairwise", "8/255", 40).model_copy(update={"flags": ["dead-gradients", "noisy-logits"]})
+    write_report(store_with(tmp_path, masked, attacked("resnet26", "8/255", 10)))
+    text = (tmp_path / "report.md").read_text()
+    rows = rows_of(text, "Attack: pgd")
+    assert "†" not in rows[2][2]
+    assert rows[3][2].endswith("†1 †2")
+    assert "†1 Gradients were all zero" in text and "†2 Logits differed" in text
+
+
+def test_what_fell_within_a_smaller_budget_has_fallen_within_a_larger(tmp_path):
+    small, large = attacked("san10_pairwise", "2/255", 20), attacked("san10_pairwise", "8/255", 30)
+    write_report(store_with(tmp_path, small, large))
+    row = rows_of((tmp_path / "report.md").read_text(), "Attack: pgd")[2]
+    assert row[2] == row[4] == cell(wilson(20, 100))
+
+
+def test_mean_corruption_error_is_relative_to_the_resnet(tmp_path):
+    records = [record(), record("resnet26")]
+    for model, errors in (("resnet26", (20, 40)), ("san10_pairwise", (10, 30))):
+        for kind in ("fog", "jpeg"):
+            for severity, error in zip((1, 2), errors):
+                setting = {"kind": kind, "severity": severity, "definition": "as in the original benchmark"}
+                records.append(record(model, "corruption", correct=100 - error, setting=setting))
+    write_report(store_with(tmp_path, *records))
+    rows = rows_of((tmp_path / "report.md").read_text(), "Corrupted images")
+    assert [row[1] for row in rows[2:]] == ["100.0", f"{100 * 40 / 60:.1f}"]
+    assert "Defined otherwise" not in (tmp_path / "report.md").read_text()
+
+
+def test_accuracy_by_class(tmp_path):
+    write_report(store_with(tmp_path, record(classes=["a", "b"])))
+    assert rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2][2:] == ["80.0 (100)", "—"]

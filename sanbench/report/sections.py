@@ -238,8 +238,9 @@ def corruption_section(group: Sequence[Record], rows: Rows) -> list[Block]:
     kinds = list(dict.fromkeys(record.setting["kind"] for record in corrupted))
     lines = []
     for key, own in by_subject(corrupted).items():
-        entry = MODELS.get(key[0].split()[0])
-        baseline = next((k for k in errors if entry and k[0].split()[0] == entry.baseline and k[2:] == key[2:]), None)
+        name = key[0].split()[0]
+        reference = (MODELS[name].baseline if name in MODELS else None) or name
+        baseline = next((k for k in errors if k[0].split()[0] == reference and k[2:] == key[2:]), None)
         line = {"network": key[0], "mCE": mean_corruption_error(errors[key], errors[baseline]) if baseline else "—"}
         for kind in kinds:
             of_kind = [record.counts for record in own if record.setting["kind"] == kind]
