@@ -1,4 +1,4 @@
-"""The two kinds of error a user meets; everything else is a fault of sanbench."""
+"""The kinds of error a user meets; everything else is a fault of sanbench."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,9 +13,23 @@ if TYPE_CHECKING:
 class SanbenchError(Exception):
     """Something failed: a file, a device, a measurement. The command line exits with 1."""
 
+    exit_code = 1
+
 
 class InputError(SanbenchError, ValueError):
     """Something was typed or passed wrong. The command line exits with 2."""
+
+    exit_code = 2
+
+
+class UnreadableImage(SanbenchError):
+    """A file of a data set cannot be decoded."""
+
+
+class Interrupted(SanbenchError):
+    """A signal asked to stop, and what was done is kept. The command line exits with 75: a scheduler tries again."""
+
+    exit_code = 75
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:

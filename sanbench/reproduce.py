@@ -1,6 +1,5 @@
 """`sanbench reproduce`: two self-attention networks and a ResNet, trained, measured and reported in one call."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 
 from sanbench.data import load_dataset
-from sanbench.errors import InputError
 from sanbench.evaluation.attacking import bind
 from sanbench.evaluation.attacks import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
@@ -20,7 +18,7 @@ from sanbench.records import Record, Store
 from sanbench.report import write_report
 from sanbench.training.config import configure
 from sanbench.training.loop import train
-from sanbench.training.runs import Run
+from sanbench.training.runs import Run, differences
 
 MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 
@@ -31,7 +29,7 @@ class Preset:
 
     eps: str
     limit: int | None
-    steps: int = 10
+    steps: int | None = None  # each attack's own
     angles: str = "90,180,270,flip"
     attacks: str = "pgd,pgd-targeted"
     ensemble: str = ""  # budgets of the standard ensemble, and of square beside it
@@ -68,7 +66,7 @@ def reproduce(
 ) -> tuple[list[Record], list[str]]:
     """Train what is not trained, measure what is not measured, write the report; its records and its files.
 
-    What an interruption left of a training is begun again, what it left of a measurement goes on.
+    What an interruption left of a training or a measurement goes on. Raises InputError for runs with other settings.
     """
     chosen = PRESETS[preset]
     store.check_writable()
@@ -78,11 +76,9 @@ def reproduce(
         changes = chosen.resnet if name.startswith("resnet") else chosen.san
         config = configure(name, "fashion10k", changes=changes)
         run = Run(runs / f"{preset}-{name}")
-        if not run.is_finished():
-            shutil.rmtree(run.folder, ignore_errors=True)
-            train(config, run.folder, device, progress)
-        elif run.config().recipe != config.recipe or run.config().model.variation != config.model.variation:
-            raise InputError(f"The run {run.folder} was trained with other settings: move it away to train it again.")
+        if run.exists():
+            differences(run, config, 1)
+        train(config, run.folder, device, progress, resume=run.exists())
         subject = run.subject()
         subject.model.to(device)
         wanted = parse_attacks(chosen.attacks, chosen.eps, chosen.steps)

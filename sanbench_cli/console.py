@@ -10,16 +10,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from sanbench.errors import InputError, SanbenchError
+from sanbench.errors import SanbenchError
 from sanbench.progress import Progress, Report
 
 if TYPE_CHECKING:
     from sanbench.records import Record
+    from sanbench.training.config import TrainConfig
+    from sanbench.training.plan import Plan
+    from sanbench.training.runs import Run
 
 console = Console()
 errors = Console(stderr=True)
 INTERRUPTED = 130
 TOLD = ("attack", "angle", "eps", "kind", "severity")  # of a setting
+FIGURES = {
+    "loss": "loss {:.3f}",
+    "top1": "top-1 {:.1%}",
+    "lr": "lr {:.4f}",
+    "images_per_second": "{:.0f} images/s",
+    "data_wait": "waiting {:.0%}",
+    "memory_mib": "{:.0f} MiB",
+    "skipped_images": "{:.0f} skipped",
+}
 
 
 class Commands(typer.core.TyperGroup):
@@ -32,7 +44,7 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except SanbenchError as error:
             errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
-            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             errors.print("Interrupted. What was finished is kept; the same command measures only the rest.")
             raise typer.Exit(INTERRUPTED) from None
@@ -43,9 +55,9 @@ class Commands(typer.core.TyperGroup):
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Bars on a terminal; elsewhere a line whenever a task ends."""
+    """Bars on a terminal; elsewhere a line for each epoch and task."""
     if not console.is_terminal:
-        yield print_last
+        yield plain_lines()
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")]
     with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
@@ -62,15 +74,25 @@ def progress() -> Iterator[Report]:
         yield show
 
 
-def print_last(now: Progress) -> None:
-    if now.done == now.total:
-        console.print(f"{now.task} done {figures(now)}".rstrip(), highlight=False)
+def plain_lines() -> Report:
+    """Prints what was told last about a task when another begins, or when it is done."""
+    latest: Progress | None = None
+
+    def show(now: Progress) -> None:
+        nonlocal latest
+        if latest is not None and latest.task != now.task:
+            console.print(f"{latest.task} {figures(latest)}".rstrip(), highlight=False, soft_wrap=True)
+        latest = now
+        if now.done == now.total:
+            console.print(f"{now.task} done {figures(now)}".rstrip(), highlight=False, soft_wrap=True)
+            latest = None
+
+    return show
 
 
 def figures(now: Progress) -> str:
     """`loss 0.612  top-1 79.3%  412 images/s`."""
-    known = {"loss": "loss {:.3f}", "top1": "top-1 {:.1%}", "images_per_second": "{:.0f} images/s"}
-    return "  ".join(known[name].format(value) for name, value in now.figures.items())
+    return "  ".join(FIGURES[name].format(value) for name, value in now.figures.items())
 
 
 def print_records(records: "Sequence[Record]") -> None:
@@ -85,10 +107,7 @@ def print_records(records: "Sequence[Record]") -> None:
         cells = [
             record.model,
             record.run,
-            " ".join(
-                str(record.setting[name]) for name in ("attack", "angle", "eps", "kind", "severity") if name in record.setting
-            )
-            or "upright",
+            " ".join(str(record.setting[name]) for name in TOLD if name in record.setting) or "upright",
             f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
             f"{counts['images']:,}" + ("" if counts["images"] == record.data["of"] else f" of {record.data['of']:,}"),
         ]
@@ -96,4 +115,35 @@ def print_records(records: "Sequence[Record]") -> None:
             success = wilson(counts.get("success", 0), counts.get("right_before", 0))
             cells.append(f"{success.value:.1%}" if success.total else "")
         table.add_row(*cells)
+    console.print(table)
+
+
+def print_plan(config: "TrainConfig", plan: "Plan", processes: int) -> None:
+    """The resolved configuration as JSON, then what it will take."""
+    console.print(config.model_dump_json(indent=1), highlight=False, markup=False)
+    console.print(
+        f"{plan.parameters:,} parameters; {plan.images:,} images, {plan.steps:,} steps an epoch, {plan.all_steps:,} in all; "
+        f"{processes} x {plan.part} images at once, about {plan.memory / 2**20:,.0f} MiB a process in float32.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_runs(runs: "Sequence[Run]") -> None:
+    """State, epoch, best top-1 and last change of each run."""
+    from datetime import datetime
+
+    table = Table("run", "network", "state", "epoch", "best top-1", "last change")
+    for run in runs:
+        config, epochs = run.config(), run.epochs()
+        best = max((line["validation_top1"] for line in epochs), default=None)
+        changed = max(path.stat().st_mtime for path in run.folder.iterdir())
+        table.add_row(
+            run.name,
+            config.model.label,
+            run.state(),
+            f"{len(epochs)} of {config.recipe.epochs}",
+            "" if best is None else f"{best:.1%}",
+            f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}",
+        )
     console.print(table)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanbench.errors import InputError
+from sanbench_cli import training
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_records, progress
+from sanbench_cli.options import Device, Root, Runs, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from sanbench.evaluation.attacking import Source
     from sanbench.evaluation.experiments import Subject
@@ -23,12 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
-Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Networks = Annotated[list[str] | None, typer.Argument(metavar="RUN|CHECKPOINT", help="Default: every finished run.")]
 Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
-Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
 Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.")]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
@@ -53,62 +49,8 @@ def sanbench(
     """Train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
 
 
-def start(device: str) -> "torch.device":
-    """Settings for the whole process, and the device."""
-    from sanbench.allocator import keep_memory
-    from sanbench.device import select_device
-
-    keep_memory()
-    return select_device(device)
-
-
-@app.command()
-def train(
-    model: Annotated[str, typer.Argument(help="A name that `sanbench models` lists; san15 means san15_pairwise.")],
-    attention: Annotated[str | None, typer.Option(help="pairwise, patchwise or scalar.")] = None,
-    data: Annotated[str, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH.")] = "fashion10k",
-    data_root: Root = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch fashion-mnist or cifar10 if it is not there.")] = False,
-    image_size: Annotated[int, typer.Option(help="Side of the crops of images in folders.")] = 224,
-    recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
-    select: Annotated[str | None, typer.Option(help="Epoch to evaluate: best by validation, or last.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    workers: Workers = 0,
-    device: Device = "auto",
-    run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
-    runs: Runs = Path("runs"),
-) -> None:
-    """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
-    from sanbench.training.config import configure
-    from sanbench.training.loop import train as train_network
-    from sanbench.training.runs import free_name
-
-    named = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
-    changes = dict(map(parse_setting, settings or [])) | {name: value for name, value in named.items() if value is not None}
-    place = {} if data_root is None else {"data_root": data_root}
-    options = {"image_size": image_size, "download": download, "seed": seed, "workers": workers}
-    config = configure(model, data, recipe=recipe, changes=changes, **options, **place)
-    words = [config.model.label.replace(" ", "-").replace("=", "_"), data.rsplit("/")[-1].replace(":", "_"), f"s{seed}"]
-    folder = runs / (run or free_name(runs, "-".join(words)))
-    with progress() as report:
-        trained = train_network(config, folder, start(device), report)
-    best = max(trained.epochs(), key=lambda line: line["validation_top1"])
-    console.print(
-        f"{trained.folder}: best validation top-1 {best['validation_top1']:.1%} at epoch {best['epoch']} "
-        f"of {config.recipe.epochs}. Next: sanbench accuracy {trained.name}",
-        highlight=False,
-    )
-
-
-def parse_setting(text: str) -> tuple[str, str]:
-    field, equals, value = text.partition("=")
-    if not (field and equals and value):
-        raise InputError(f"--set {text!r} is not accepted: write FIELD=VALUE, as in --set footprint=5.")
-    return field, value
+app.command()(training.train)
+app.command()(training.runs)
 
 
 @dataclass(frozen=True)

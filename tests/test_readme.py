@@ -30,7 +30,7 @@ def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch)
         def epochs(self):
             return [{"epoch": 1, "validation_top1": 0.5}]
 
-    monkeypatch.setattr("sanbench.training.loop.train", lambda *args: called.append("train") or Trained())
+    monkeypatch.setattr("sanbench.training.loop.train", lambda *args, **named: called.append("train") or Trained())
     monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
     monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from sanbench.data.folders import FolderImages
 from sanbench.data.images import Batch, Images, TensorImages
 from sanbench.data.tensors import load_cifar10, load_fashion10k, load_fashion_mnist
-from sanbench.errors import InputError, unknown
+from sanbench.errors import InputError, UnreadableImage, unknown
 
 Split = Literal["train", "validation", "test"]
 
@@ -77,14 +77,19 @@ def subset(images: Images, limit: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).permutation(len(images))[:limit].tolist())
 
 
-def batches(images: Images, chunks: Sequence[Sequence[int]], workers: int = 0) -> Iterator[Batch]:
-    """A batch for each chunk of draws (see `Images`), in order, decoded by `workers` processes."""
-    pinned = workers > 0 and torch.cuda.is_available()
-    return iter(
-        DataLoader(
-            images, batch_sampler=[list(chunk) for chunk in chunks], collate_fn=whole, num_workers=workers, pin_memory=pinned
-        )
-    )
+def batches(
+    images: Images, chunks: Sequence[Sequence[int]], workers: int = 0, skip_bad_images: bool = False
+) -> Iterator[Batch]:
+    """A batch for each chunk of draws (see `Images`), in order, decoded by `workers` processes.
+
+    Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` the batch names it instead.
+    """
+    sampler = [list(chunk) for chunk in chunks]
+    pinned = torch.cuda.is_available()
+    for batch in DataLoader(images, batch_sampler=sampler, collate_fn=whole, num_workers=workers, pin_memory=pinned):
+        if batch.unreadable and not skip_bad_images:
+            raise UnreadableImage(batch.unreadable[0])
+        yield batch
 
 
 def whole(batch: Any) -> Any:

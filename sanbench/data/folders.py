@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sanbench.data.images import Images
-from sanbench.errors import InputError, SanbenchError
+from sanbench.errors import InputError, UnreadableImage
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 WNID = re.compile(r"n\d{8}")
@@ -54,6 +54,9 @@ class FolderImages(Images):
             digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
         self.fingerprint = digest.hexdigest()
 
+    def locate(self, index: int) -> str:
+        return str(self.files[index])
+
     def read(self, draws: Sequence[int]) -> Tensor:
         return torch.stack([self.read_one(draw) for draw in draws])
 
@@ -63,7 +66,7 @@ class FolderImages(Images):
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise SanbenchError(f"{path} is not a readable image: {error}.") from error
+            raise UnreadableImage(f"{path} is not a readable image: {error}.") from error
         crop = self.random_crop(image, draw) if self.split == "train" else self.centre_crop(image)
         return F.pil_to_tensor(crop)
 

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sanbench.errors import UnreadableImage
+
 
 class Batch(NamedTuple):
     images: Tensor  # N x 3 x H x W, uint8
     labels: Tensor  # N, int64
     indices: Tensor  # N, int64, within the split
+    unreadable: tuple[str, ...] = ()  # a sentence for each image that was asked for and is not in the batch
 
 
 class Images(Dataset[Batch], ABC):
@@ -40,9 +43,29 @@ class Images(Dataset[Batch], ABC):
     def read(self, draws: Sequence[int]) -> Tensor:
         """N x 3 x H x W, uint8."""
 
+    def locate(self, index: int) -> str:
+        """What an error calls image `index`: a path where there is one."""
+        return f"{self.name} {self.split} image {index}"
+
     def __getitems__(self, draws: Sequence[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)
-        return Batch(self.read(draws), self.labels[indices], indices)
+        try:
+            return Batch(self.read(draws), self.labels[indices], indices)
+        except UnreadableImage:
+            return self.read_the_rest(draws)
+
+    def read_the_rest(self, draws: Sequence[int]) -> Batch:
+        """The batch without the images that cannot be decoded. Raises UnreadableImage if nothing is left."""
+        found, sentences = [], []
+        for draw in draws:
+            try:
+                found.append((self.read([draw])[0], draw % len(self)))
+            except UnreadableImage as error:
+                sentences.append(str(error))
+        if not found:
+            raise UnreadableImage(sentences[0])
+        indices = torch.tensor([index for _, index in found])
+        return Batch(torch.stack([image for image, _ in found]), self.labels[indices], indices, tuple(sentences))
 
 
 class TensorImages(Images):

@@ -17,8 +17,12 @@ FORMAT = "sanbench checkpoint 1"
 
 
 def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
-    """Write weights, `model.spec` and `about` (plain values) to `path`, all or nothing."""
-    content = {"format": FORMAT, "model": model.spec.model_dump(), "state_dict": model.state_dict(), **about}
+    """Write weights, `model.spec` and `about` (plain values) to `path`. Raises SanbenchError as `write_whole`."""
+    write_whole(path, {"format": FORMAT, "model": model.spec.model_dump(), "state_dict": model.state_dict(), **about})
+
+
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values to `path`, all or nothing. Raises SanbenchError where the disk does not take them."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -26,12 +30,18 @@ def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise SanbenchError(f"Cannot write {path}: {reason}. What was there before is whole.") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint. Raises InputError if there is none, SanbenchError if it cannot be used."""
+def read_checkpoint(path: Path | str, kind: str = FORMAT) -> dict[str, Any]:
+    """The content of a checkpoint, or of another `kind` of file from `write_whole`.
+
+    Raises InputError if there is none, SanbenchError if it cannot be used.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
@@ -39,7 +49,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise SanbenchError(f"{path} is not a readable checkpoint: it is truncated, or not written by torch.save.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != kind:
         found = f"keys {', '.join(sorted(map(str, content))[:6])}" if isinstance(content, dict) else type(content).__name__
         raise SanbenchError(f"{path} is a file of another program ({found}): accepted is what `sanbench train` writes.")
     return content

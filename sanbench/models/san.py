@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
+from sanbench.models.normalisation import normalisation
 from sanbench.ops.normalise import normalised_relu
 from sanbench.ops.relation import RELATIONS
 
@@ -144,29 +145,6 @@ class SelfAttention(nn.Module):
         coordinates = torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
         encoded = self.position(coordinates[None])[0]
         return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
-
-
-def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """Batch normalisation as x -> scale * x + shift, from the batch's moments or, without, the running averages.
-
-    moments is N x 2 x D: mean and biased variance of each image, each over `count` values. The running averages are
-    updated as `nn.BatchNorm2d` does, with the batch's unbiased variance.
-    """
-    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-    if moments is None:
-        mean, variance = norm.running_mean, norm.running_var
-    else:
-        means, variances = moments.unbind(1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square().mean(0)
-        with torch.no_grad():
-            assert norm.momentum is not None
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_(mean, norm.momentum)
-            values = len(means) * count
-            norm.running_var.lerp_(variance * (values / max(values - 1, 1)), norm.momentum)
-    scale = norm.weight * (variance + norm.eps).rsqrt()
-    return scale, norm.bias - mean * scale
 
 
 class Fused(nn.Sequential):

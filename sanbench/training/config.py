@@ -18,7 +18,13 @@ class Recipe(BaseModel):
     lr            base learning rate, reached after `warmup_epochs` of linear rise, then falls to 0 on a cosine
     cosine_steps  lower the rate at every step, not only at every epoch
     crops         pad and crop the images of sets that fit in memory; those in folders always have the paper's crops
-    optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW; decay on every parameter
+    optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW
+    decay_norms   decay norms and biases too, as the paper does
+    mixup, cutmix alpha of the Beta distribution that mixing is drawn from; 0 is off, with both each step draws one of them
+    randaugment   magnitude of two random operations on each image, up to 30; 0 is off
+    ema           decay a step of an average of the weights, which is then what is validated and kept; 0 is off
+    clip          largest norm of the gradient of all parameters; 0 is off
+    sync_bn       normalise by the images of all processes, not by each process's own
     select        which epoch is evaluated: the best by validation top-1, or the last
     """
 
@@ -34,6 +40,13 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(default=0, ge=0)
     cosine_steps: bool = False
     crops: bool = True
+    decay_norms: bool = True
+    mixup: float = Field(default=0, ge=0)
+    cutmix: float = Field(default=0, ge=0)
+    randaugment: int = Field(default=0, ge=0, le=30)
+    ema: float = Field(default=0, ge=0, lt=1)
+    clip: float = Field(default=0, ge=0)
+    sync_bn: bool = False
     select: Literal["best", "last"] = "best"
 
     def learning_rate(self, epoch: int, step: int, steps: int) -> float:
@@ -55,19 +68,40 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-class TrainConfig(BaseModel):
-    """All that decides a run."""
+class Means(BaseModel):
+    """How a run is computed: a resumed run may change these, and is the same run.
+
+    accumulate       parts that a process's share of a global batch is computed in, one after another
+    skip_bad_images  leave out images that cannot be decoded, up to 0.1% of them
+    save_minutes     time between two checkpoints within an epoch
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    data_root: Path = Path("data")
+    download: bool = False
+    workers: int = Field(default=0, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    skip_bad_images: bool = False
+    save_minutes: float = Field(default=30, gt=0)
+    compile: bool = False
+    tensorboard: bool = False
+
+
+class TrainConfig(Means):
+    """All that decides a run.
+
+    precision      bf16 and fp16 are autocast; auto is bf16 on CUDA, fp32 elsewhere
+    deterministic  on CUDA, only operators that repeat bit for bit
+    """
+
     model: ModelSpec
     data: str
-    data_root: Path = Path("data")
     image_size: int = Field(default=224, ge=32)
-    download: bool = False
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
-    workers: int = Field(default=0, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
 
     @property
     def source(self) -> Source:
@@ -104,3 +138,24 @@ def configure(
     config = model_config(name, **variation)
     spec = ModelSpec(name=name, variation={field: getattr(config, field) for field in sorted(variation)})
     return validated(TrainConfig, "training", model=spec, data=data, recipe=chosen, **options)
+
+
+def reconfigure(
+    base: TrainConfig,
+    model: str | None = None,
+    data: str | None = None,
+    *,
+    recipe: str | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> TrainConfig:
+    """The run of `base` with what is named changed, by the rules of `configure`."""
+    kept = {name: getattr(base, name) for name in TrainConfig.model_fields if name not in ("model", "data", "recipe")}
+    before = {**({} if recipe else base.recipe.model_dump()), **base.model.variation}
+    return configure(
+        model or base.model.name,
+        data or base.data,
+        recipe=recipe,
+        changes={**before, **(changes or {})},
+        **{**kept, **options},
+    )

@@ -1,73 +1,258 @@
-"""The training loop: a run is a folder with config.json, metrics.jsonl, last.pt and best.pt."""
+"""The training loop. A run goes on after any interruption as if there had been none."""
 
-import json
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch.profiler import record_function
 
-from sanbench.data import Batch, Images, batches, load_dataset
-from sanbench.errors import InputError, SanbenchError
+from sanbench.data import Images, batches, load_dataset
+from sanbench.device import describe
+from sanbench.errors import Interrupted, UnreadableImage
 from sanbench.evaluation.loop import Identity, measure
-from sanbench.models import Classifier, build_model
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.progress import Progress, Report, silent
+from sanbench.training.augment import Place, Ready, prepare
 from sanbench.training.config import Recipe, TrainConfig
+from sanbench.training.distributed import ALONE, Team
+from sanbench.training.guards import Watch
+from sanbench.training.interruption import Interruption
+from sanbench.training.log import Log, check_tensorboard
 from sanbench.training.runs import Run
+from sanbench.training.state import Training
 
 LOG_EVERY = 10  # steps between two looks at the loss: looking makes the host wait for the device
 
 
-def train(config: TrainConfig, folder: Path, device: torch.device, progress: Report = silent) -> Run:
-    """Train a network and keep it in `folder`, which must be new.
+def train(
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    progress: Report = silent,
+    *,
+    resume: bool = False,
+    team: Team = ALONE,
+) -> Run:
+    """Train a network and keep it in `folder`, which must be new, or with `resume` go on with what is there.
 
-    Raises InputError if the folder is taken or the images are missing, SanbenchError if the loss is not finite.
+    Every process of the `team` calls it. Raises InputError if the folder is taken or the images are missing, SanbenchError
+    if the loss is not finite or images cannot be read, Interrupted when a signal asked to stop and the state is saved.
     """
     images = load_dataset(config.data, "train", config.source)
     validation = load_dataset(config.data, "validation", config.source)
     images.seed = config.seed
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(f"The run {folder} is there already: name another with --run, or remove it.") from None
-    except OSError as error:
-        raise SanbenchError(f"Cannot make {folder}: {error.strerror}. Name another folder with --runs.") from error
+    team.check(config.recipe.batch_size, config.accumulate)
+    check_tensorboard(config.tensorboard)
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": len(images.classes)})})
-    (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
+    run = Run(folder)
+    with ExitStack() as held, Interruption() as asked:
+        team.lead(lambda: run.open(config, resume, held))
+        if not run.is_finished():
+            Loop(config, run, images, validation, device, progress, team, asked).run_all()
+    return run
 
-    recipe = config.recipe
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        spec = config.model
-        model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
-    model.to(device)
-    optimizer = make_optimizer(model, recipe)
-    best = -1.0
-    started = time.perf_counter()
-    for epoch in range(recipe.epochs):
-        trained = train_epoch(model, optimizer, images, config, epoch, device, progress)
-        top1 = validate(model, validation, recipe.batch_size, config.workers, device)
-        line = {"epoch": epoch + 1, **trained, "validation_top1": top1, "seconds": time.perf_counter() - started}
-        about = {
-            "data": {"name": config.data, "root": str(config.data_root), "image_size": config.image_size},
-            "classes": images.classes,
-            "recipe": recipe.model_dump(),
-            "seed": config.seed,
-            "epoch": epoch + 1,
-            "train_images": len(images),
-            "train_seconds": line["seconds"],
-            "selection": selection(recipe, validation.held_out),
-        }
-        save_checkpoint(folder / "last.pt", model, **about)
-        if top1 > best:
-            best = top1
-            save_checkpoint(folder / "best.pt", model, **about)
-        with (folder / "metrics.jsonl").open("a") as file:  # last: an epoch that is listed has its checkpoints
-            file.write(json.dumps(line) + "\n")
-    return Run(folder)
+
+def steps_per_epoch(images: int, recipe: Recipe) -> int:
+    return max(1, images // recipe.batch_size)  # the rest of an epoch is another rest in the next
+
+
+class Loop:
+    """One process's way through all epochs."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        images: Images,
+        validation: Images,
+        device: torch.device,
+        progress: Report,
+        team: Team,
+        asked: Interruption,
+    ) -> None:
+        self.config, self.recipe, self.run = config, config.recipe, run
+        self.images, self.validation = images, validation
+        self.progress, self.team, self.asked = progress, team, asked
+        self.steps = steps_per_epoch(len(images), config.recipe)
+        self.training = Training.build(config, device, team)
+        self.watch = Watch(images, run)
+        if run.resume.is_file():
+            self.training.load(run.resume)
+        self.saved = time.monotonic()
+        self.began = time.perf_counter() - self.training.seconds
+        self.log: Log | None = None
+        if team.leads:
+            run.rewind(self.training.epoch, self.training.step)
+            run.start_line(self.training.epoch, self.training.step, team.size, describe(device))
+            self.log = Log(run, config.tensorboard, self.steps)
+
+    def run_all(self) -> None:
+        while self.training.epoch < self.recipe.epochs:
+            trained = self.train_epoch()
+            self.finish_epoch(trained)
+
+    def train_epoch(self) -> dict[str, float]:
+        """The steps of an epoch that are not done yet; loss, top-1 and last learning rate of the whole epoch."""
+        training, first = self.training, self.training.step
+        waited, started = 0.0, time.perf_counter()
+        figures = {"lr": self.recipe.learning_rate(training.epoch, self.steps - 1, self.steps)}
+        for places, stream in self.parts(first):
+            asked = time.perf_counter()
+            with record_function("data"):
+                parts, sentence = self.read(places, stream)
+            waited += time.perf_counter() - asked
+            stop, save, failed = self.team.any(bool(self.asked), self.is_due(), sentence is not None)
+            if failed:
+                self.team.fail(sentence, UnreadableImage)
+            if stop or save:
+                self.save()
+            if stop:
+                self.leave()
+            step = training.step
+            rate = self.recipe.learning_rate(training.epoch, step, self.steps)
+            loss = training.learn(parts, places[0].total, rate)
+            self.watch.add(step, loss, [part.indices for part in parts])
+            if step % LOG_EVERY == LOG_EVERY - 1 or training.step == self.steps:
+                self.watch.look(training)
+                elapsed = time.perf_counter() - started
+                speed = (training.step - first) * places[0].total / elapsed
+                figures = {**self.totals(), "lr": rate, "images_per_second": speed, "data_wait": waited / elapsed}
+                self.tell(figures | {"memory_mib": memory(training.device)})
+        return {**self.totals(), **figures}
+
+    def parts(self, first: int) -> Iterator[tuple[list[Place], Iterator[Any]]]:
+        """For each step from `first` on, this process's places in the global batch, and where their images are read from.
+
+        The order of the images is drawn from (seed, epoch).
+        """
+        epoch, count = self.training.epoch, len(self.images)
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(count) + epoch * count
+        chunks = np.array_split(order[: self.steps * self.recipe.batch_size], self.steps)[first:]
+        places = [
+            [
+                Place(self.config.seed, epoch, step, part, len(chunk))
+                for part in self.team.share(len(chunk), self.config.accumulate)
+            ]
+            for step, chunk in enumerate(chunks, first)
+        ]
+        draws = [
+            chunk[place.images.start : place.images.stop].tolist()
+            for chunk, own in zip(chunks, places, strict=True)
+            for place in own
+        ]
+        stream = batches(self.images, draws, self.config.workers, self.config.skip_bad_images)
+        for own in places:
+            yield own, stream
+
+    def read(self, places: list[Place], stream: Iterator[Any]) -> tuple[list[Ready], str | None]:
+        """The parts of a step on the device, or why one cannot be read."""
+        training, parts = self.training, []
+        padding = self.images.crop_padding if self.recipe.crops else 0
+        try:
+            for place in places:
+                batch = next(stream)
+                ready = prepare(batch, place, padding, self.recipe, len(self.images.classes), training.device)
+                parts.append(ready)
+        except UnreadableImage as error:
+            return [], str(error)
+        return parts, None
+
+    def is_due(self) -> bool:
+        return self.team.leads and time.monotonic() - self.saved > 60 * self.config.save_minutes
+
+    def save(self) -> None:
+        """The state after the last step, in one file, whole or not at all."""
+        self.watch.look(self.training)
+        self.write()
+
+    def write(self) -> None:
+        self.saved = time.monotonic()
+        self.training.seconds = time.perf_counter() - self.began
+        if self.team.leads:
+            self.training.write(self.run.resume)
+
+    def leave(self) -> None:
+        name = "A signal" if self.asked.signal is None else self.asked.signal.name
+        raise Interrupted(
+            f"{name} stopped the run after {self.training.step} steps of epoch {self.training.epoch + 1}, and all is saved: "
+            f"go on with --resume {self.run.name}."
+        )
+
+    def totals(self) -> dict[str, float]:
+        loss, correct, seen, skipped = self.training.totals.tolist()
+        figures = {"loss": loss / max(seen, 1), "top1": correct / max(seen, 1)}
+        return figures | ({"skipped_images": skipped} if skipped else {})
+
+    def tell(self, figures: dict[str, float]) -> None:
+        if self.log is None:
+            return
+        training = self.training
+        self.log.write({"epoch": training.epoch + 1, "step": training.step, **figures})
+        task = f"train {self.config.model.label}: epoch {training.epoch + 1} of {self.recipe.epochs}"
+        self.progress(Progress(task, training.epoch * self.steps + training.step, self.recipe.epochs * self.steps, figures))
+
+    def finish_epoch(self, trained: dict[str, float]) -> None:
+        """Validate, keep the network, and go over to the next epoch. A kill anywhere in here repeats it from the start."""
+        training = self.training
+        try:
+            top1, count = self.validate()
+        except Interrupted:
+            self.write()
+            raise
+        is_best, training.best = top1 > training.best, max(top1, training.best)
+        training.seconds = time.perf_counter() - self.began
+        if self.log is not None:
+            self.keep("last.pt")
+            if is_best:
+                self.keep("best.pt")
+            seconds = {"validation_top1": top1, "validation_images": count, "seconds": training.seconds}
+            self.log.write({"epoch": training.epoch + 1, **trained, **seconds})
+        training.epoch, training.step = training.epoch + 1, 0
+        training.totals.zero_()
+        if training.epoch < self.recipe.epochs:
+            self.write()
+        elif self.team.leads:
+            self.run.resume.unlink(missing_ok=True)
+
+    def keep(self, name: str) -> None:
+        config, training = self.config, self.training
+        save_checkpoint(
+            self.run.folder / name,
+            training.evaluated,
+            data={"name": config.data, "root": str(config.data_root), "image_size": config.image_size},
+            classes=self.images.classes,
+            recipe=self.recipe.model_dump(),
+            seed=config.seed,
+            epoch=training.epoch + 1,
+            train_images=len(self.images),
+            train_seconds=training.seconds,
+            selection=selection(self.recipe, self.validation.held_out),
+        )
+
+    def validate(self) -> tuple[float, int]:
+        """Top-1 in [0, 1] and the number of images, by the one evaluation loop: each image once, by one process."""
+        size, count = self.recipe.batch_size, len(self.validation)
+        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)][self.team.rank :: self.team.size]
+        found = torch.zeros(2, dtype=torch.float64, device=self.training.device)
+        sentence = None
+        stream = batches(self.validation, chunks, self.config.workers, self.config.skip_bad_images)
+        try:
+            measured = measure(self.training.evaluated, ((batch, [Identity()]) for batch in stream), self.training.device)
+            for (outcome,) in measured:
+                right = (outcome.frame["prediction"] == outcome.frame["label"]).sum()
+                found += torch.tensor([right, len(outcome.frame)], device=found.device)
+                if self.asked:
+                    self.leave()
+        except UnreadableImage as error:
+            sentence = str(error)
+        self.team.fail(sentence, UnreadableImage)
+        correct, seen = self.team.total(found).tolist()
+        return correct / max(seen, 1), int(seen)
 
 
 def selection(recipe: Recipe, held_out: bool) -> str:
@@ -77,84 +262,8 @@ def selection(recipe: Recipe, held_out: bool) -> str:
     return "best epoch on validation images" if held_out else "best epoch ON THE REPORTED IMAGES"
 
 
-def train_epoch(
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    images: Images,
-    config: TrainConfig,
-    epoch: int,
-    device: torch.device,
-    progress: Report,
-) -> dict[str, float]:
-    """One pass over the images in an order drawn from (seed, epoch); the mean loss, top-1 and last learning rate."""
-    recipe = config.recipe
-    order = np.random.default_rng((config.seed, epoch)).permutation(len(images)) + epoch * len(images)
-    steps = max(1, len(order) // recipe.batch_size)  # the rest of an epoch is another rest in the next
-    chunks = [chunk.tolist() for chunk in np.array_split(order[: steps * recipe.batch_size], steps)]
-    model.train()
-    seen, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
-    rate, started = recipe.lr, time.perf_counter()
-    for step, batch in enumerate(batches(images, chunks, config.workers)):
-        rate = recipe.learning_rate(epoch, step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        pixels = augment(
-            batch, images.crop_padding if recipe.crops else 0, np.random.default_rng((config.seed, epoch, step)), device
-        )
-        labels = batch.labels.to(device)
-        logits = model(pixels)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        seen += len(labels)
-        losses += loss.detach() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
-        if step % LOG_EVERY == LOG_EVERY - 1 or step == steps - 1:
-            figures = {"loss": losses.item() / seen, "top1": correct.item() / seen}
-            if not np.isfinite(figures["loss"]):
-                raise SanbenchError(
-                    f"The loss is not finite at epoch {epoch + 1}, step {step + 1}: lower --lr. "
-                    "The checkpoints of the epochs before are whole."
-                )
-            speed = {"images_per_second": seen / (time.perf_counter() - started)}
-            total = recipe.epochs * steps
-            progress(
-                Progress(
-                    f"train {config.model.label}: epoch {epoch + 1} of {recipe.epochs}",
-                    epoch * steps + step + 1,
-                    total,
-                    figures | speed,
-                )
-            )
-    return {"loss": losses.item() / seen, "top1": correct.item() / seen, "lr": rate}
-
-
-def validate(model: Classifier, images: Images, batch_size: int, workers: int, device: torch.device) -> float:
-    """Top-1 in [0, 1], by the one evaluation loop."""
-    chunks = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    stream = ((batch, [Identity()]) for batch in batches(images, chunks, workers))
-    frames = [outcome.frame for (outcome,) in measure(model, stream, device)]
-    return sum(int((frame["prediction"] == frame["label"]).sum()) for frame in frames) / len(images)
-
-
-def make_optimizer(model: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-
-
-def augment(batch: Batch, padding: int, generator: np.random.Generator, device: torch.device) -> Tensor:
-    """Float pixels in [0, 1], mirrored with probability 1/2 and, padded with black, cropped at random to their size."""
-    count, _, height, width = batch.images.shape
-    mirrored = torch.from_numpy(generator.random(count) < 0.5).to(device)
-    top, left = (torch.from_numpy(generator.integers(0, 2 * padding + 1, count)).to(device) for _ in range(2))
-    images = batch.images.to(device, non_blocking=True)
-    if padding:
-        images = F.pad(images, (padding,) * 4)
-        rows = top[:, None] + torch.arange(height, device=device)
-        columns = left[:, None] + torch.arange(width, device=device)
-        numbers = torch.arange(count, device=device)[:, None, None]
-        images = images.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    images = images.float() / 255
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+def memory(device: torch.device) -> float:
+    """The most that was in use so far, in MiB: on the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

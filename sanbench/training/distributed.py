@@ -1,0 +1,132 @@
+"""Processes that train together: started by torch's elastic launcher, joined through `torch.distributed`."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sanbench.errors import InputError, Interrupted, SanbenchError
+
+T = TypeVar("T")
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # what the launcher passes on to the processes
+FAREWELL = 120  # seconds that processes have to save
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one training. Every method but `share` is called by all of them at the same point."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int, parts: int) -> list[range]:
+        """This process's `parts` of a global batch of `count` images."""
+        pieces = self.size * parts
+        bounds = [count * piece // pieces for piece in range(pieces + 1)]
+        mine = range(self.rank * parts, (self.rank + 1) * parts)
+        return [range(bounds[piece], bounds[piece + 1]) for piece in mine]
+
+    def check(self, batch_size: int, parts: int) -> None:
+        """Raises InputError where the global batch cannot be shared out."""
+        if batch_size % (self.size * parts):
+            fit = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+            raise InputError(
+                f"A batch of {batch_size} images does not divide into {self.size} processes x {parts} accumulated parts: "
+                f"processes x --accumulate must be one of {', '.join(map(str, fit))}."
+            )
+
+    def total(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, for each flag. Goes over the hosts: no device is waited for."""
+        if self.size == 1:
+            return list(flags)
+        said = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in said.tolist()]
+
+    def fail(self, sentence: str | None, kind: type[SanbenchError] = SanbenchError) -> None:
+        """Raises the same error on all processes where one of them has a sentence."""
+        sentences: list[str | None] = [sentence]
+        if self.size > 1:
+            sentences = [None] * self.size
+            dist.all_gather_object(sentences, sentence)
+        first = next(filter(None, sentences), None)
+        if first is not None:
+            raise kind(first)
+
+    def lead(self, decide: Callable[[], T]) -> T:
+        """What the first process decides or raises, on all."""
+        outcome: list[Any] = [None]
+        if self.leads:
+            try:
+                outcome = [decide()]
+            except SanbenchError as error:
+                outcome = [error]
+        if self.size > 1:
+            dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], SanbenchError):
+            raise outcome[0]
+        return outcome[0]
+
+
+ALONE = Team()
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or `launch`, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
+    """The team that this process was started for, and its own device: gloo on the CPU, nccl on CUDA."""
+    if not is_launched():
+        yield ALONE, device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """`sanbench ARGUMENTS` in so many local processes; the exit code of the first that failed, or 0."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes have said what happened
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "sanbench"}
+    config = LaunchConfig(
+        1, 1, processes, max_restarts=0, signals_to_handle=SIGNALS, shutdown_timeout=FAREWELL, monitor_interval=0.1, **settings
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "sanbench_cli", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return Interrupted.exit_code if Interrupted.exit_code in codes else next((c for c in codes if c > 0), 1)
+    except SignalException:
+        return Interrupted.exit_code
+    return 0

@@ -1,0 +1,157 @@
+"""All that changes while a network learns, one step of it, and its way into a file and back."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
+
+from sanbench.models import Classifier, build_model
+from sanbench.models.checkpoints import read_checkpoint, write_whole
+from sanbench.models.normalisation import synchronise
+from sanbench.training.augment import Ready
+from sanbench.training.config import Recipe, TrainConfig
+from sanbench.training.distributed import Team
+
+FORMAT = "sanbench training 1"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return PRECISIONS[config.precision]
+
+
+@dataclass
+class Training:
+    """A network in training after `step` steps of `epoch`, both counted from 0.
+
+    Random numbers are drawn from (seed, epoch, step), so no generator has a state to keep.
+    totals  of the epoch so far in this process: loss, right predictions, images, skipped images
+    """
+
+    model: Classifier
+    parallel: nn.Module  # `model`, as processes share it and as it is compiled
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    recipe: Recipe
+    team: Team
+    device: torch.device
+    dtype: torch.dtype
+    totals: Tensor
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+
+    @classmethod
+    def build(cls, config: TrainConfig, device: torch.device, team: Team) -> "Training":
+        """Fresh weights drawn from the seed."""
+        spec, recipe = config.model, config.recipe
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
+        if recipe.sync_bn and team.size > 1:
+            synchronise(model)
+        on_gpu = device.type == "cuda"
+        model.to(device)
+        if on_gpu:
+            model.to(memory_format=torch.channels_last)
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
+        parallel: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        if team.size > 1:
+            parallel = DistributedDataParallel(parallel, device_ids=[device.index] if on_gpu else None)
+        dtype = precision(config, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        optimizer = make_optimizer(model, recipe, fused=on_gpu)
+        return cls(model, parallel, optimizer, scaler, ema, recipe, team, device, dtype, totals)
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The network that is validated and kept."""
+        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def learn(self, parts: list[Ready], count: int, rate: float) -> Tensor:
+        """One step of the optimiser on this process's parts of a global batch of `count` images; the sum of their losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.parallel.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts):
+            is_last = number == len(parts) - 1
+            alone = is_last or not isinstance(self.parallel, DistributedDataParallel)
+            with nullcontext() if alone else self.parallel.no_sync():  # type: ignore[operator]
+                with record_function("forward"), torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+                    logits = self.parallel(part.pixels)
+                    own = F.cross_entropy(logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+                with record_function("backward"):  # processes average their gradients: times their number, it is the sum
+                    self.scaler.scale(own * (self.team.size / count)).backward()
+            loss += own.detach()
+            self.totals[1] += (logits.detach().argmax(1) == part.labels).sum()
+        with record_function("optimizer"):
+            if self.recipe.clip:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+        self.totals[0] += loss
+        self.totals[2] += sum(len(part.labels) for part in parts)
+        self.totals[3] += sum(part.skipped for part in parts)
+        self.step += 1
+        return loss
+
+    def gather(self) -> None:
+        """All processes call it: what they have counted goes to the first."""
+        total = self.team.total(self.totals)
+        self.totals.copy_(total) if self.team.leads else self.totals.zero_()
+
+    def write(self, path: Path) -> None:
+        """The first process calls it, after `gather`. Raises SanbenchError as `write_whole`; the old file is whole then."""
+        parts: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        numbers = {name: getattr(self, name) for name in ("epoch", "step", "best", "seconds")}
+        write_whole(path, {"format": FORMAT, **parts, **numbers, "totals": self.totals.cpu()})
+
+    def load(self, path: Path) -> None:
+        """Raises SanbenchError if `path` is not what `save` wrote."""
+        content = read_checkpoint(path, FORMAT)
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        for name in ("epoch", "step", "best", "seconds"):
+            setattr(self, name, content[name])
+        if self.team.leads:  # they are what all processes had counted together
+            self.totals.copy_(content["totals"])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return parts if self.ema is None else {**parts, "ema": self.ema}
+
+
+def make_optimizer(model: Classifier, recipe: Recipe, fused: bool = False) -> torch.optim.Optimizer:
+    """Decays every parameter, as the paper does, or all but norms and biases, which are the ones with one dimension."""
+    parameters = list(model.parameters())
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not recipe.decay_norms:
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
+            {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+        ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)

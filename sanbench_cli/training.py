@@ -1,0 +1,164 @@
+"""The commands around training: train, runs, bench."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sanbench.errors import InputError, SanbenchError, unknown
+from sanbench_cli.console import console, print_plan, print_runs, progress
+from sanbench_cli.options import Device, Root, Runs, start
+
+if TYPE_CHECKING:
+    from sanbench.training.config import TrainConfig
+    from sanbench.training.runs import Run
+
+Knob = Annotated[float | None, typer.Option()]
+
+
+def train(
+    model: Annotated[str | None, typer.Argument(help="As `sanbench models` lists; san15 means san15_pairwise.")] = None,
+    attention: Annotated[str | None, typer.Option(help="pairwise, patchwise or scalar.")] = None,
+    data: Annotated[str | None, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH.")] = None,
+    data_root: Root = None,
+    download: Annotated[bool | None, typer.Option("--download", help="Fetch fashion-mnist or cifar10.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the crops of images in folders; default 224.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
+    select: Annotated[str | None, typer.Option(help="Epoch to evaluate: best by validation, or last.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine that train together.")] = 1,
+    accumulate: Annotated[int | None, typer.Option(help="Parts that a process computes a step in.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: bf16 on CUDA, fp32 on a CPU.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network.")] = None,
+    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="Repeat bit for bit on CUDA.")] = None,
+    skip_bad_images: Annotated[bool | None, typer.Option("--skip-bad-images", help="Up to 0.1% of them.")] = None,
+    save_minutes: Annotated[float | None, typer.Option(help="Between two checkpoints within an epoch; default 30.")] = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write event files too.")] = None,
+    device: Device = "auto",
+    run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN|auto", help="Go on with a run; auto: if there is one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and end.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
+    from sanbench.training.distributed import is_launched, joined, launch
+    from sanbench.training.loop import train as train_network
+
+    recipe_fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
+    changes = dict(map(parse_setting, settings or [])) | named(recipe_fields)
+    options = named(
+        {
+            "data_root": data_root,
+            "download": download,
+            "image_size": image_size,
+            "seed": seed,
+            "workers": workers,
+            "accumulate": accumulate,
+            "precision": precision,
+            "compile": compile,
+            "deterministic": deterministic,
+            "skip_bad_images": skip_bad_images,
+            "save_minutes": save_minutes,
+            "tensorboard": tensorboard,
+        }
+    )
+    choices = {"recipe": recipe, "changes": changes, **options}
+
+    def decide() -> "tuple[TrainConfig, Path, bool]":
+        return choose(model, data, choices, run, resume, runs)
+
+    if nproc > 1 and not is_launched():
+        config, folder, continues = decide()  # what is typed wrong is told once
+        if not dry_run:
+            raise typer.Exit(launch(nproc, sys.argv[1:]))
+    with joined(start(device)) as (team, own_device):
+        try:
+            config, folder, continues = team.lead(decide)
+            if dry_run:
+                show_plan(config, max(nproc, team.size))
+                return
+            if team.leads and continues:
+                show_changes(folder, config, team.size)
+            with progress() as report:
+                trained = train_network(config, folder, own_device, report, resume=continues, team=team)
+        except SanbenchError as error:
+            if team.leads:
+                raise
+            raise typer.Exit(error.exit_code) from None  # the first process tells it
+        if team.leads:
+            show_end(trained)
+
+
+def named(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def choose(
+    model: str | None, data: str | None, choices: dict[str, Any], name: str | None, resume: str | None, runs: Path
+) -> "tuple[TrainConfig, Path, bool]":
+    """The configuration, the folder, and whether it goes on with what is there."""
+    from sanbench.training.config import configure, reconfigure
+    from sanbench.training.runs import Run, all_runs, differences, find_unfinished, free_name
+
+    if resume not in (None, "auto"):
+        found = Run(runs / str(resume))
+        if not found.exists():
+            raise unknown("run", str(resume), [run.name for run in all_runs(runs)])
+        config = reconfigure(found.config(), model, data, **choices)
+        differences(found, config, 1)
+        return config, found.folder, True
+    if model is None:
+        raise InputError("Name a network, as in `sanbench train san10`, or a run to go on with: --resume RUN.")
+    config = configure(model, data or "fashion10k", **choices)
+    if resume == "auto":
+        own = Run(runs / name) if name else find_unfinished(runs, config)
+        if own is not None and own.exists():
+            differences(own, config, 1)
+            return config, own.folder, True
+    words = [config.model.label.replace(" ", "-").replace("=", "_"), config.data.rsplit("/")[-1].replace(":", "_")]
+    return config, runs / (name or free_name(runs, "-".join([*words, f"s{config.seed}"]))), False
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not (field and equals and value):
+        raise InputError(f"--set {text!r} is not accepted: write FIELD=VALUE, as in --set footprint=5.")
+    return field, value
+
+
+def show_plan(config: "TrainConfig", processes: int) -> None:
+    from sanbench.data import load_dataset
+    from sanbench.training.distributed import Team
+    from sanbench.training.plan import plan
+
+    Team(0, processes).check(config.recipe.batch_size, config.accumulate)
+    print_plan(config, plan(config, load_dataset(config.data, "train", config.source), processes), processes)
+
+
+def show_changes(folder: Path, config: "TrainConfig", processes: int) -> None:
+    from sanbench.training.runs import Run, differences
+
+    changed = differences(Run(folder), config, processes)
+    console.print(f"Going on with {folder.name}{': ' + ', '.join(changed) if changed else ''}.", highlight=False)
+
+
+def show_end(run: "Run") -> None:
+    best = max(run.epochs(), key=lambda line: line["validation_top1"])
+    console.print(
+        f"{run.folder}: best validation top-1 {best['validation_top1']:.1%} at epoch {best['epoch']} "
+        f"of {run.config().recipe.epochs}. Next: sanbench accuracy {run.name}",
+        highlight=False,
+    )
+
+
+def runs(runs: Runs = Path("runs")) -> None:
+    """List the runs: state, epoch, best top-1, last change."""
+    from sanbench.training.runs import all_runs
+
+    print_runs(all_runs(runs))
