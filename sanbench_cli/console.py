@@ -42,6 +42,8 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         try:
             return super().invoke(ctx)
+        except typer.Exit:  # it is a RuntimeError
+            raise
         except SanbenchError as error:
             errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None

@@ -1,6 +1,5 @@
 """Processes that train together: started by torch's elastic launcher, joined through `torch.distributed`."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -112,11 +111,11 @@ def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """`sanbench ARGUMENTS` in so many local processes; the exit code of the first that failed, or 0."""
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher's: the processes say themselves what happened
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes have said what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "sanbench"}
     config = LaunchConfig(

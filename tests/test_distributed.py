@@ -1,0 +1,109 @@
+"""Processes that train together: gloo on this machine, started by torch's elastic launcher."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sanbench.errors import InputError
+from sanbench.models.checkpoints import read_checkpoint
+from sanbench.training.distributed import Team
+from sanbench.training.runs import Run
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+SANBENCH = [sys.executable, "-m", "sanbench_cli"]
+
+
+def training(model, folder, root, name, *more):
+    """One step on all 48 images: further on, rounding grows in a network that is not trained yet."""
+    command = ["train", model, "--data", f"folder:{folder}", "--image-size", "32", "--epochs", "1", "--lr", "0.001"]
+    command += ["--batch-size", "48", "--set", "sync_bn=true", "--set", "warmup_epochs=0", "--runs", str(root), "--run", name]
+    return [*command, *(["--set", "width=0.5", "--set", "footprint=3"] if model.startswith("san") else []), *more]
+
+
+def ran(command):
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def weights(root, name):
+    return read_checkpoint(root / name / "last.pt")["state_dict"]
+
+
+def assert_alike(one, other):
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        distance, norm = (values.double() - other[name].double()).norm(), values.double().norm()
+        assert distance <= 5e-3 * norm + 1e-6, (name, float(distance), float(norm))
+
+
+@pytest.mark.parametrize("model", ["san10_pairwise", "san10_patchwise", "resnet26"])
+def test_two_processes_learn_what_one_learns(model, folder, tmp_path):
+    outcomes = {}
+    for name, more in (("one", []), ("two", ["--nproc", "2"])):
+        outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *more)])
+        assert outcomes[name].returncode == 0, outcomes[name].stderr
+    assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
+    one, two = (Run(tmp_path / name).epochs()[0] for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    assert one["validation_images"] == two["validation_images"] == 18  # each once
+    assert len(outcomes["two"].stdout.splitlines()) == len(outcomes["one"].stdout.splitlines())  # one process speaks
+    without = ran([*SANBENCH, *training(model, folder, tmp_path, "without", "--nproc", "2", "--set", "sync_bn=false")])
+    assert without.returncode == 0, without.stderr
+    with pytest.raises(AssertionError):  # this test can fail: each process by its own moments is another network
+        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "without"))
+
+
+def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
+    """torchrun's lines of docs/slurm.md, with two agents of one process each; then a resume under one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "--", "sanbench_cli"]
+    command = [*torchrun, *training("resnet26", folder, tmp_path, "nodes", "--resume", "auto")]
+    nodes = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum(b"Next:" in stdout for stdout, _ in outputs) == 1
+    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one")])
+    assert one.returncode == 0, one.stderr
+    assert_alike(weights(tmp_path, "one"), weights(tmp_path, "nodes"))
+
+
+def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(folder, tmp_path):
+    command = [*SANBENCH, *training("resnet26", folder, tmp_path, "run", "--resume", "auto", "--epochs", "40")]
+    run = Run(tmp_path / "run")
+    with subprocess.Popen([*command, "--nproc", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while not run.epochs():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert "SIGTERM stopped the run" in stderr
+    assert run.resume.is_file()
+    assert run.state() == "interrupted"
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "processes 2 -> 1" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert process.returncode == 75
+
+
+def test_a_batch_that_does_not_divide_names_the_numbers_that_do():
+    with pytest.raises(InputError, match=r"batch of 10 images .* 4 processes x 1 .* one of 1, 2, 5, 10\."):
+        Team(0, 4).check(10, 1)
+    Team(0, 4).check(256, 2)
+
+
+@pytest.mark.parametrize(("size", "parts"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+def test_every_image_of_a_batch_is_someones_once(size, parts):
+    for count in (48, 50, 97):
+        places = [image for rank in range(size) for part in Team(rank, size).share(count, parts) for image in part]
+        assert places == list(range(count))
