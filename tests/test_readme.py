@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 import sanbench
+import sanbench.reproduce  # before a test exchanges what it imports
 from sanbench.models.san import SANConfig
+from sanbench.training.runs import Run
 from sanbench_cli.main import app
 
 ROOT = Path(__file__).parent.parent
@@ -20,17 +22,14 @@ COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (
 def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch):
     """Options are read, names resolved and networks loaded as in earnest; only the long work at the end is left out."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").symlink_to(runs)
+    (tmp_path / "runs").mkdir()
+    for name, own in {"resnet26": "resnet26", "san10": "san10", "mine": "san10"}.items():
+        if "--run" not in command or name != "mine":
+            (tmp_path / "runs" / name).symlink_to(runs / own)
     called = []
-
-    class Trained:
-        name = "r"
-        folder = tmp_path
-
-        def epochs(self):
-            return [{"epoch": 1, "validation_top1": 0.5}]
-
-    monkeypatch.setattr("sanbench.training.loop.train", lambda *args, **named: called.append("train") or Trained())
+    trained = Run(runs / "san10")
+    monkeypatch.setattr("sanbench.training.loop.train", lambda *args, **named: called.append("train") or trained)
+    monkeypatch.setattr("sanbench.training.distributed.launch", lambda *args, **named: called.append("train"))
     monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
     monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])
