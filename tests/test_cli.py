@@ -239,7 +239,7 @@ def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder
 
 @pytest.mark.slow
 def test_kill_9_loses_and_doubles_nothing(runs, folder, tmp_path):
-    """Two processes, killed at several moments with the one that started them; the same command ends with the same rows."""
+    """Two processes, killed at two moments with the one that started them; the same command ends with the same rows."""
     import pandas as pd
 
     data = tmp_path / "many"  # the 18 images 40 times: several parts

@@ -184,7 +184,7 @@ def test_holm_is_monotone_and_scaled():
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does_even_after_one_was_killed(subject, images, tmp_path, monkeypatch):
+def test_two_processes_measure_what_one_does(subject, images, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "PART", 5)
     settings = [Identity(), *bind(subject.model, parse_attacks("pgd", "4/255", 3))]
     one = measured(subject, images, Store(tmp_path / "one"), settings)
