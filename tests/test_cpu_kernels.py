@@ -16,6 +16,7 @@ from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
 from sanbench.ops.cpu.kernels import COMPILED
 from sanbench.ops.operator import BODIES, SPECIFICATIONS, tile_size
+from tests.test_models import unsettle
 
 BUILDS = [name for name in COMPILED if name in cpu.available()]
 RELATION = {"pairwise": "subtraction", "patchwise": "concatenation"}
@@ -309,6 +310,7 @@ def test_training_follows_the_specification(attention: str) -> None:
     def losses(kernel: str) -> tuple[list[float], dict[str, Tensor]]:
         torch.manual_seed(0)
         model = SAN(SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, width=0.5), 10)
+        unsettle(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         found = []
         with cpu.use_kernel(kernel):

@@ -42,18 +42,24 @@ def assert_alike(one, other):
         assert distance <= 5e-3 * norm + 1e-6, (name, float(distance), float(norm))
 
 
-@pytest.mark.parametrize("model", ["san10_pairwise", "san10_patchwise", "resnet26"])
-def test_two_processes_learn_what_one_learns(model, folder, tmp_path):
+# AdamW's first step is the gradient's sign: where the gradient is rounding alone, it goes either way
+PLAIN = ["--set", "optimizer=sgd", "--set", "weight_decay=0.0001", "--lr", "0.001"]
+
+
+@pytest.mark.parametrize(("model", "weights_too"), [("san10_pairwise", False), ("san10_patchwise", False), ("resnet26", True)])
+def test_two_processes_learn_what_one_learns(model, weights_too, folder, tmp_path):
+    """The loss for all; the weights for the ResNet: a fresh SAN has x_i - x_i on a ReLU's kink, and rounding decides there."""
     outcomes = {}
     for name, more in (("one", []), ("two", ["--nproc", "2"])):
-        outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *more)])
+        outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *PLAIN, *more)])
         assert outcomes[name].returncode == 0, outcomes[name].stderr
-    assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
+    if weights_too:
+        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
     one, two = (Run(tmp_path / name).epochs()[0] for name in ("one", "two"))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     assert one["validation_images"] == two["validation_images"] == 18  # each once
     assert len(outcomes["two"].stdout.splitlines()) == len(outcomes["one"].stdout.splitlines())  # one process speaks
-    without = ran([*SANBENCH, *training(model, folder, tmp_path, "without", "--nproc", "2", "--set", "sync_bn=false")])
+    without = ran([*SANBENCH, *training(model, folder, tmp_path, "without", *PLAIN, "--nproc", "2", "--set", "sync_bn=false")])
     assert without.returncode == 0, without.stderr
     with pytest.raises(AssertionError):  # this test can fail: each process by its own moments is another network
         assert_alike(weights(tmp_path, "one"), weights(tmp_path, "without"))
@@ -91,6 +97,9 @@ def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(
     assert run.state() == "interrupted"
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert "processes 2 -> 1" in process.stdout.readline()
+        while run.lines()[-1].get("processes") != 1:  # before that nobody waits for signals
+            assert process.poll() is None
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
     assert process.returncode == 75
