@@ -75,7 +75,7 @@ def test_folder_classes_labels_and_preprocessing(folder):
     assert images.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert images.split == "test"
     assert not images.held_out  # val is all there is
-    with Image.open(images.files[7]) as file:
+    with Image.open(images.locate(7)) as file:
         centre = file.convert("RGB").crop((2, 2, 30, 30))  # 28 * 256 / 224 = 32: no resizing, then the centre
     assert np.array_equal(images.read([7])[0].permute(1, 2, 0).numpy(), np.asarray(centre))
 

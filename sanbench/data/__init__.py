@@ -1,29 +1,32 @@
 """DATASETS and load_dataset: from a name to images with labels, split so that nothing is chosen on what is reported."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from sanbench.data.folders import FolderImages
+from sanbench.data.imagenet import Layout
 from sanbench.data.images import Batch, Images, TensorImages
+from sanbench.data.loading import Loader, batches, dead_workers_named, default_workers
 from sanbench.data.tensors import load_cifar10, load_fashion10k, load_fashion_mnist
-from sanbench.errors import InputError, UnreadableImage, unknown
+from sanbench.errors import InputError, unknown
 
 Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where to look: `root` for downloaded sets and ImageNet, `image_size` for images in folders, `decode` workers."""
+    """Where to look: `root` for downloaded sets and ImageNet; sizes, interpolation and decoder are of images in folders."""
 
     root: Path = Path("data")
     image_size: int = 224
     download: bool = False
+    decoder: str = "pil"
+    resize: int | None = None
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,18 @@ class Dataset:
     recipe: str = "short"
 
 
-def folder(path: Path, source: Source, split: Split, name: str, classes: int | None = None) -> Images:
+def folder(path: Path, source: Source, split: Split, name: str, layout: Layout | None = None) -> Images:
     """Class folders under `train/`, `val/` and perhaps `test/`; without the last, val is both validation and test."""
     places = {"train": "train", "validation": "val", "test": "test" if (path / "test").is_dir() else "val"}
-    return FolderImages(path, places[split], name, split, source.image_size, classes)
+    view = (source.resize, source.interpolation)
+    return FolderImages(path, places[split], name, split, source.image_size, source.decoder, layout, *view)
 
 
 DATASETS: dict[str, Dataset] = {
     "fashion10k": Dataset(lambda split, source: load_fashion10k(split)),
     "fashion-mnist": Dataset(lambda split, source: load_fashion_mnist(split, source.root, source.download)),
     "cifar10": Dataset(lambda split, source: load_cifar10(split, source.root, source.download)),
-    "imagenet": Dataset(lambda split, source: folder(source.root, source, split, "imagenet", 1000), recipe="paper"),
+    "imagenet": Dataset(lambda split, source: folder(source.root, source, split, "imagenet", Layout()), recipe="paper"),
     "folder:PATH": Dataset(lambda split, source: folder(source.root, source, split, f"folder:{source.root}")),
 }
 
@@ -53,7 +57,7 @@ def find_dataset(name: str, source: Source) -> tuple[Dataset, Source]:
     """The entry of `name` and where it lies. Raises InputError for an unknown name."""
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).expanduser()
-        return DATASETS["folder:PATH"], Source(path, source.image_size)
+        return DATASETS["folder:PATH"], replace(source, root=path)
     if name not in DATASETS or name == "folder:PATH":
         raise unknown("data set", name, DATASETS)
     return DATASETS[name], source
@@ -77,24 +81,17 @@ def subset(images: Images, limit: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).permutation(len(images))[:limit].tolist())
 
 
-def batches(
-    images: Images, chunks: Sequence[Sequence[int]], workers: int = 0, skip_bad_images: bool = False
-) -> Iterator[Batch]:
-    """A batch for each chunk of draws (see `Images`), in order, decoded by `workers` processes.
-
-    Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` the batch names it instead.
-    """
-    sampler = [list(chunk) for chunk in chunks]
-    pinned = torch.cuda.is_available()
-    for batch in DataLoader(images, batch_sampler=sampler, collate_fn=whole, num_workers=workers, pin_memory=pinned):
-        if batch.unreadable and not skip_bad_images:
-            raise UnreadableImage(batch.unreadable[0])
-        yield batch
-
-
-def whole(batch: Any) -> Any:
-    """`Images` give whole batches already."""
-    return batch
-
-
-__all__ = ["DATASETS", "Batch", "Images", "Source", "Split", "TensorImages", "batches", "load_dataset", "subset"]
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Images",
+    "Loader",
+    "Source",
+    "Split",
+    "TensorImages",
+    "batches",
+    "dead_workers_named",
+    "default_workers",
+    "load_dataset",
+    "subset",
+]

@@ -1,82 +1,147 @@
 """Images in class folders, with the paper's preprocessing: ImageNet and anything laid out like it."""
 
 import hashlib
-import re
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from sanbench.data.decoding import View, find_decoder, random_box, whole
+from sanbench.data.imagenet import Layout, class_indices
 from sanbench.data.images import Images
-from sanbench.errors import InputError, UnreadableImage
+from sanbench.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-WNID = re.compile(r"n\d{8}")
+SHRUNK = "shrunk.json"  # in the root of a data set that `sanbench data shrink` wrote
+
+
+class ClassFolder(NamedTuple):
+    """The image files of place/NAME, sorted, and their sizes in bytes: -1 where nothing can be read."""
+
+    name: str
+    files: list[str]
+    sizes: list[int]
+    others: list[str]  # what is there and is no image by its suffix
+
+    def text(self) -> str:
+        """What a fingerprint is made of."""
+        return "".join(f"{self.name}/{file} {size}\n" for file, size in zip(self.files, self.sizes, strict=True))
+
+
+def class_names(place: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def list_class(place: Path, name: str) -> ClassFolder:
+    found, others = [], []
+    for entry in os.scandir(place / name):
+        if entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+            others.append(entry.name)
+            continue
+        readable = os.access(entry.path, os.R_OK) and entry.is_file()
+        found.append((entry.name, entry.stat().st_size if readable else -1))
+    found.sort()
+    return ClassFolder(name, [file for file, _ in found], [size for _, size in found], sorted(others))
+
+
+def list_classes(place: Path) -> Iterator[ClassFolder]:
+    """All class folders in order, without opening a file."""
+    for name in class_names(place):
+        yield list_class(place, name)
+
+
+def shrunk(root: Path) -> dict[str, Any] | None:
+    """What `sanbench data shrink` did to these images. Raises InputError if it is not finished."""
+    path = root / SHRUNK
+    if not path.is_file():
+        return None
+    said: dict[str, Any] = json.loads(path.read_text())
+    if not said["finished"]:
+        raise InputError(f"{root} is not finished: the same `sanbench data shrink` again goes on with it.")
+    return said
+
+
+def fingerprint(root: Path, place: str, classes: Sequence[ClassFolder]) -> str:
+    """SHA-256 over the names and sizes of the files of root/place; `shrunk-256-` stands before it where they were shrunk."""
+    said = shrunk(root)
+    digest = hashlib.sha256(f"{place}\n{json.dumps(said, sort_keys=True) if said else ''}\n".encode())
+    for folder in classes:
+        digest.update(folder.text().encode(errors="surrogateescape"))
+    return (f"shrunk-{said['size']}-" if said else "") + digest.hexdigest()
 
 
 class FolderImages(Images):
-    """root/place/CLASS/image files; the sorted class folders of train/ (or, without one, of val/) are the class indices.
+    """root/place/CLASS/image files; `class_indices` numbers the class folders of train/ (or, without one, of val/).
 
-    Training images are a RandomResizedCrop to `image_size`, others have their shorter side resized to 256/224 of it and the
-    centre cropped; both bilinear with PIL's antialiasing. Raises InputError when there is nothing to read.
+    Training images are a RandomResizedCrop to `image_size`, others have their shorter side resized to `resize`, by default
+    256/224 of it, with `interpolation`, and the centre cropped; both antialiased. With a `layout` the class folders
+    must be its own. Raises InputError when there is nothing to read.
     """
 
-    decoder = f"PIL {PIL.__version__}"
-
-    def __init__(self, root: Path, place: str, name: str, split: str, image_size: int, classes: int | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        place: str,
+        name: str,
+        split: str,
+        image_size: int,
+        decoder: str = "pil",
+        layout: Layout | None = None,
+        resize: int | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:
         self.name, self.split, self.image_size = name, split, image_size
+        self.resized_side, self.interpolation = resize or round(image_size * 256 / 224), interpolation
+        if interpolation == "lanczos" and decoder != "pil":
+            raise InputError(f"interpolation {interpolation} is not accepted with decoder {decoder}: accepted is pil.")
         self.held_out = (root / "test").is_dir()
+        self.widest = (self.resized_side - image_size) // 2
+        self.decode = find_decoder(decoder)
+        self.decoder = self.decode.about
         if not (root / place).is_dir():
             raise InputError(f"There is no folder {root / place}: {name} needs class folders under train/ and val/ of {root}.")
         reference = root / "train" if (root / "train").is_dir() else root / "val"
-        self.classes = sorted(path.name for path in reference.iterdir() if path.is_dir())
-        if classes is not None and (len(self.classes) != classes or not all(map(WNID.fullmatch, self.classes))):
+        folders = class_names(reference)
+        if layout is not None and set(folders) != set(layout.classes):
             raise InputError(
-                f"{reference} has {len(self.classes)} class folders: {name} has {classes}, named by WNID (n01440764)."
+                f"{reference} has {len(folders)} class folders: {name} has {len(layout.classes)}, named by WNID (n01440764). "
+                f"`sanbench data check {name} --data-root {root}` tells what is wrong."
             )
-        index = {name: i for i, name in enumerate(self.classes)}
-        files = sorted(path for path in (root / place).glob("*/*") if path.suffix.lower() in SUFFIXES)
-        if not files:
+        index, self.classes = class_indices(folders, root)
+        found = list(list_classes(root / place))
+        if not any(folder.files for folder in found):
             raise InputError(f"{root / place} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")
-        strangers = sorted({path.parent.name for path in files} - set(index))
+        strangers = [folder.name for folder in found if folder.files and folder.name not in index]
         if strangers:
             raise InputError(f"{root / place} has class folders that {reference} has not: {', '.join(strangers[:5])}.")
-        self.files = files
-        self.labels = torch.tensor([index[path.parent.name] for path in files])
-        digest = hashlib.sha256(f"{image_size} {self.split == 'train'} {self.classes}".encode())
-        for path in files:
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-        self.fingerprint = digest.hexdigest()
+        paths = [os.path.join(root, place, folder.name, file) for folder in found for file in folder.files]
+        self.files = np.array([os.fsencode(path) for path in paths])  # not a list: workers would copy it, count by count
+        self.labels = torch.tensor([index[folder.name] for folder in found for _ in folder.files])
+        self.fingerprint = fingerprint(root, place, found)
+        how = "" if interpolation == "bilinear" else f" {interpolation}"
+        done = "random resized crop" if split == "train" else f"shorter side {self.resized_side}{how}, centre crop"
+        self.preprocessing = f"{done} {image_size}"
 
     def locate(self, index: int) -> str:
-        return str(self.files[index])
+        return os.fsdecode(self.files[index])
 
     def read(self, draws: Sequence[int]) -> Tensor:
         return torch.stack([self.read_one(draw) for draw in draws])
 
     def read_one(self, draw: int) -> Tensor:
-        path = self.files[draw % len(self)]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UnreadableImage(f"{path} is not a readable image: {error}.") from error
-        crop = self.random_crop(image, draw) if self.split == "train" else self.centre_crop(image)
-        return F.pil_to_tensor(crop)
+        path = self.locate(draw % len(self))
+        if self.split == "train":
+            return self.decode.read(path, lambda width, height: self.random_view(draw, width, height))
+        return F.center_crop(self.decode.read(path, self.whole_view), [self.image_size + 2 * self.border])
 
-    def centre_crop(self, image: Image.Image) -> Image.Image:
-        resized = F.resize(image, [round(self.image_size * 256 / 224)])
-        return F.center_crop(resized, [self.image_size])
+    def whole_view(self, width: int, height: int) -> View:
+        return whole(width, height, self.resized_side)._replace(interpolation=self.interpolation)
 
-    def random_crop(self, image: Image.Image, draw: int) -> Image.Image:
-        state = np.random.SeedSequence((self.seed, draw)).generate_state(1)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(state))
-            crop: Image.Image = v2.RandomResizedCrop(self.image_size)(image)
-        return crop
+    def random_view(self, draw: int, width: int, height: int) -> View:
+        return random_box(np.random.default_rng((self.seed, draw)), width, height, self.image_size)

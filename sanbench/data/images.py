@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     labels: Tensor  # N, int64
     indices: Tensor  # N, int64, within the split
     unreadable: tuple[str, ...] = ()  # a sentence for each image that was asked for and is not in the batch
+    border: int = 0  # pixels on each side that are not the network's input
 
 
 class Images(Dataset[Batch], ABC):
@@ -32,9 +33,12 @@ class Images(Dataset[Batch], ABC):
     labels: Tensor
     fingerprint: str  # SHA-256 of what the images are
     decoder: str
+    preprocessing = ""  # what else happened to the pixels of a file
     seed = 0  # of the random crops that reading makes
     held_out = True  # whether the test images are others than those an epoch may be chosen on
     crop_padding = 0  # pixels by which a training image is padded before a random crop of its own size
+    widest = 0  # pixels that there are on each side of the network's input
+    border = 0  # pixels of those that are read
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,22 +54,21 @@ class Images(Dataset[Batch], ABC):
     def __getitems__(self, draws: Sequence[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)
         try:
-            return Batch(self.read(draws), self.labels[indices], indices)
+            return Batch(self.read(draws), self.labels[indices], indices, border=self.border)
         except UnreadableImage:
             return self.read_the_rest(draws)
 
     def read_the_rest(self, draws: Sequence[int]) -> Batch:
-        """The batch without the images that cannot be decoded. Raises UnreadableImage if nothing is left."""
+        """The batch without the images that cannot be decoded."""
         found, sentences = [], []
         for draw in draws:
             try:
                 found.append((self.read([draw])[0], draw % len(self)))
             except UnreadableImage as error:
                 sentences.append(str(error))
-        if not found:
-            raise UnreadableImage(sentences[0])
-        indices = torch.tensor([index for _, index in found])
-        return Batch(torch.stack([image for image, _ in found]), self.labels[indices], indices, tuple(sentences))
+        indices = torch.tensor([index for _, index in found], dtype=torch.int64)
+        images = torch.stack([image for image, _ in found]) if found else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        return Batch(images, self.labels[indices], indices, tuple(sentences), self.border)
 
 
 class TensorImages(Images):

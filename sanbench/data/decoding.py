@@ -1,0 +1,161 @@
+"""DECODERS: from an image file to the pixels that are wanted of it.
+
+PIL is what published figures were measured with: its pixels are the reference. The others read JPEG files of colour or grey;
+every other file, and whatever libjpeg complains of, is left to PIL, so that all call the same files unreadable.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from sanbench.errors import InputError, UnreadableImage, unknown
+
+JPEG = b"\xff\xd8\xff"
+PIL_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+
+
+class View(NamedTuple):
+    """A box in pixels of the file, and the height and width that it is resized to, with `interpolation` and antialiased.
+
+    `coarse` allows a decoder to decode at a half, quarter or eighth of the resolution, as long as that covers `size`, and to
+    repeat subsampled colour instead of interpolating it.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    size: tuple[int, int]
+    coarse: bool = False
+    interpolation: str = "bilinear"
+
+    @property
+    def reduction(self) -> int:
+        """The largest of 1, 2, 4, 8 by which the box may be reduced and still covers `size`."""
+        if not self.coarse:
+            return 1
+        return next(n for n in (8, 4, 2, 1) if n == 1 or (self.height >= n * self.size[0] and self.width >= n * self.size[1]))
+
+
+Choose = Callable[[int, int], View]  # from a file's width and height
+
+
+def read_pil(path: str, choose: Choose) -> Tensor:
+    """3 x H x W, uint8, resized by PIL. Raises UnreadableImage."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except PIL_ERRORS as error:
+        raise UnreadableImage(f"{path} is not a readable image: {error}.") from error
+    view = choose(*image.size)
+    box = (view.left, view.top, view.left + view.width, view.top + view.height)
+    part = image if box == (0, 0, *image.size) else image.crop(box)
+    return F.pil_to_tensor(F.resize(part, list(view.size), InterpolationMode(view.interpolation)))
+
+
+def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, View]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29: it may be gone
+
+    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    return pixels, choose(pixels.shape[2], pixels.shape[1])
+
+
+def decode_turbo(data: bytes, choose: Choose) -> tuple[Tensor, View]:
+    """A reduced image where the view allows it, and the view in its pixels."""
+    from simplejpeg import decode_jpeg, decode_jpeg_header
+
+    height, width, colours, _ = decode_jpeg_header(data)
+    if colours in ("CMYK", "YCCK"):
+        raise ValueError(f"{colours} is left to PIL")
+    view = choose(width, height)
+    n = view.reduction
+    least = {"min_height": -(-height // n), "min_width": -(-width // n), "min_factor": 2} if n > 1 else {}
+    pixels = torch.from_numpy(decode_jpeg(data, fastupsample=view.coarse, **least)).permute(2, 0, 1)
+    rows, columns = pixels.shape[1] / height, pixels.shape[2] / width
+    left, top = round(view.left * columns), round(view.top * rows)
+    box = {"left": left, "top": top, "width": round(view.width * columns), "height": round(view.height * rows)}
+    return pixels, view._replace(**box, coarse=False)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """`read(path, choose)` gives 3 x H x W, uint8; `packages` are what decides its pixels, `needs` a function's home."""
+
+    packages: tuple[str, ...]
+    decode: Callable[[bytes, Choose], tuple[Tensor, View]] | None = None
+    needs: tuple[str, str] = ("PIL.Image", "open")
+
+    @property
+    def about(self) -> str:
+        """`PIL 12.0.0`: what a record says."""
+        return ", ".join(f"{name} {import_module(name).__version__}" for name in self.packages)
+
+    def read(self, path: str, choose: Choose) -> Tensor:
+        """Raises UnreadableImage, with the path, for what PIL cannot read either."""
+        if self.decode is None:
+            return read_pil(path, choose)
+        decoded = self.read_jpeg(path, choose)
+        if decoded is None:
+            return read_pil(path, choose)
+        pixels, view = decoded
+        part = pixels[None, :, view.top : view.top + view.height, view.left : view.left + view.width]
+        return F.resize(part, list(view.size), InterpolationMode(view.interpolation), antialias=True)[0]
+
+    def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, View] | None:
+        assert self.decode is not None
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            return self.decode(data, choose) if data.startswith(JPEG) else None
+        except (OSError, ValueError, RuntimeError):
+            return None
+
+
+DECODERS: dict[str, Decoder] = {
+    "pil": Decoder(("PIL",)),
+    "torchvision": Decoder(("torchvision",), decode_torchvision, ("torchvision.io", "decode_jpeg")),
+    "turbo": Decoder(("simplejpeg", "torchvision"), decode_turbo, ("simplejpeg", "decode_jpeg")),
+}
+
+
+def find_decoder(name: str) -> Decoder:
+    """Raises InputError for an unknown name and for a decoder that is not installed, or no longer in its package."""
+    if name not in DECODERS:
+        raise unknown("decoder", name, DECODERS)
+    module, function = DECODERS[name].needs
+    try:
+        getattr(import_module(module), function)
+    except (ImportError, AttributeError):
+        raise InputError(
+            f"decoder {name} needs {module}.{function}, which is not installed: name another of {', '.join(DECODERS)}."
+        ) from None
+    return DECODERS[name]
+
+
+def whole(width: int, height: int, side: int) -> View:
+    """The whole image with its shorter side resized to `side`."""
+    shorter, longer = min(width, height), max(width, height)
+    long_side = int(side * longer / shorter)
+    return View(0, 0, width, height, (side, long_side) if height <= width else (long_side, side))
+
+
+def random_box(generator: Any, width: int, height: int, side: int) -> View:
+    """8 to 100% of the area with sides of 3:4 to 4:3, resized to a square: torchvision's RandomResizedCrop.
+
+    Ten draws from the NumPy `generator`; if none fits into the image, the largest centred box of such sides.
+    """
+    for share, logarithm, across, down in generator.random((10, 4)):
+        area = width * height * (0.08 + 0.92 * share)
+        ratio = (4 / 3) ** (2 * logarithm - 1)
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return View(int(across * (width - w + 1)), int(down * (height - h + 1)), w, h, (side, side), coarse=True)
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return View((width - w) // 2, (height - h) // 2, w, h, (side, side), coarse=True)

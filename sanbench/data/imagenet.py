@@ -1,0 +1,86 @@
+"""ImageNet's classes and sizes, and the class indices of folders that are named by WNID or by number."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from sanbench.errors import InputError
+
+WNID = re.compile(r"n\d{8}")
+NAMES_FILE = "classes.txt"  # lines of FOLDER WORDS, in the root of a data set
+
+
+@cache
+def wnids() -> tuple[str, ...]:
+    """The 1000 WNIDs of ILSVRC 2012, sorted: the position is the class index.
+
+    As timm 1.0 (`imagenet_synsets.txt`) and Keras (`imagenet_class_index.json`) list them, which agree.
+    """
+    return tuple((files("sanbench.data") / "wnids.txt").read_text().split())
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The name of each class index, from the metadata of torchvision's weights."""
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a complete data set holds: class folders in the order of their indices, and images of each split."""
+
+    classes: tuple[str, ...] = field(default_factory=wnids)
+    images: Mapping[str, int] = field(default_factory=lambda: {"train": 1_281_167, "val": 50_000})
+
+
+def class_indices(folders: Sequence[str], root: Path) -> tuple[dict[str, int], list[str]]:
+    """The index of each class folder, and the names of all classes by index.
+
+    WNIDs of ImageNet, and numbers with gaps, are ImageNet's 1000 indices, however many of them are there; the numbers
+    0, 1, ... without gaps are themselves; other folders are numbered as they sort. Names are ImageNet's words, else the
+    folders', and what `classes.txt` in `root` says instead. Raises InputError for numbers that are no ImageNet index.
+    """
+    if set(folders) <= set(wnids()):
+        index, names = {wnid: n for n, wnid in enumerate(wnids())}, list(words())
+    elif all(name.isdecimal() for name in folders):
+        index = numbered(folders, root)
+        names = [str(n) for n in range(len(index))] if len(index) < len(wnids()) else list(words())
+    else:
+        index, names = {name: n for n, name in enumerate(sorted(folders))}, sorted(folders)
+    return index, own_names(index, names, root)
+
+
+def numbered(folders: Sequence[str], root: Path) -> dict[str, int]:
+    index = {name: int(name) for name in folders}
+    found = sorted(index.values())
+    if found == list(range(len(found))):
+        return index
+    if len(set(found)) < len(found) or found[-1] >= len(wnids()):
+        raise InputError(
+            f"{root} has numbers as class folders that are not accepted: write 0, 1, ... without gaps, or ImageNet's class "
+            f"indices, each once and below {len(wnids())}."
+        )
+    return {str(n): n for n in range(len(wnids()))} | index
+
+
+def own_names(index: Mapping[str, int], names: list[str], root: Path) -> list[str]:
+    """The names, changed as `classes.txt` says. Raises InputError for a line that is not FOLDER WORDS."""
+    path = root / NAMES_FILE
+    if not path.is_file():
+        return names
+    names = list(names)
+    for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
+        folder, _, said = line.strip().partition(" ")
+        if folder not in index or not said.strip():
+            raise InputError(
+                f"{path}: the line {line!r} is not accepted: write a class folder and its name, as in n01440764 tench."
+            )
+        names[index[folder]] = said.strip()
+    twice = {name for name in names if names.count(name) > 1}
+    folder_of = {n: folder for folder, n in index.items()}
+    return [f"{name} ({folder_of[n]})" if name in twice else name for n, name in enumerate(names)]

@@ -1,0 +1,115 @@
+"""ImageNet from its official archives, through torchvision's parser: `sanbench data prepare imagenet`."""
+
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchvision.datasets import imagenet, utils
+
+from sanbench.errors import InputError, SanbenchError
+from sanbench.progress import Progress, Report, silent
+
+META = "meta.bin"  # torchvision's: names of the WNIDs, and the WNID of each validation image
+SLACK = 1.05  # of an archive's bytes: what files take beyond their content
+SECONDS = 1.0  # between two looks at how far it is
+
+
+def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
+    """Unpack the devkit, val and train archives in `archives` into root/train/WNID and root/val/WNID.
+
+    What is there is left as it is; an interrupted call goes on: with the classes of train/ that are still packed, with val/
+    from its start. MD5 sums are torchvision's. Raises InputError for what is missing, SanbenchError, with its name, for an
+    archive that is broken, and for a disk that is too small.
+    """
+    steps = {"devkit": (root / META, unpack_devkit), "val": (root / "val", unpack_val), "train": (root / "train", unpack_train)}
+    left = {name: step for name, (there, step) in steps.items() if not there.exists()}
+    files = {name: archives / imagenet.ARCHIVE_META[name][0] for name in left}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise InputError(f"{archives} lacks {', '.join(missing)}: download the official archives from image-net.org.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SanbenchError(f"Cannot write {root}: {error.strerror or error}.") from error
+    check_space(root, files)
+    for name, step in left.items():
+        with broken_archive_named(files[name]):
+            step(files[name].resolve(), root, progress)
+
+
+def check_space(root: Path, files: dict[str, Path]) -> None:
+    there = sum(path.stat().st_size for path in root.glob("*.partial/**/*") if path.is_file())
+    needed = sum(SLACK * path.stat().st_size for path in files.values()) - there
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise SanbenchError(f"{root} has {free / 1e9:,.1f} GB free, and unpacking needs {needed / 1e9:,.1f} GB more.")
+
+
+def unpack_devkit(archive: Path, root: Path, progress: Report) -> None:
+    """Into devkit.partial, from which meta.bin is moved when it is whole."""
+    partial = root / "devkit.partial"
+    partial.mkdir(exist_ok=True)
+    imagenet.parse_devkit_archive(partial, str(archive))
+    (partial / META).replace(root / META)
+    partial.rmdir()
+    progress(Progress("unpack devkit", 1, 1))
+
+
+def unpack_val(archive: Path, root: Path, progress: Report) -> None:
+    """Into val.partial, which becomes val when it is whole."""
+    partial = root / "val.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    wnids = imagenet.load_meta_file(root)[1]
+    with watched("unpack val", lambda: sum(1 for _ in partial.rglob("*.JPEG")), len(wnids), progress):
+        imagenet.parse_val_archive(root, str(archive), wnids, folder=partial.name)
+    partial.replace(root / "val")
+
+
+def unpack_train(archive: Path, root: Path, progress: Report) -> None:
+    """Into train.partial: first an archive of each class, then their images; torchvision removes an archive that is done."""
+    partial = root / "train.partial"
+    classes = len(imagenet.load_meta_file(root)[0])
+
+    def done() -> int:
+        return sum(path.is_dir() and not path.with_suffix(".tar").exists() for path in partial.glob("n*"))
+
+    with watched("unpack train, classes", done, classes, progress):
+        if any(path.is_dir() for path in partial.glob("n*")):  # the archives of all classes were there
+            for packed in sorted(partial.glob("n*.tar")):
+                utils.extract_archive(str(packed), str(packed.with_suffix("")), remove_finished=True)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            imagenet.parse_train_archive(root, str(archive), folder=partial.name)
+    partial.replace(root / "train")
+
+
+@contextmanager
+def watched(task: str, count: Callable[[], int], total: int, progress: Report) -> Iterator[None]:
+    """Tells every second how far it is: torchvision's parser does not."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(SECONDS):
+            progress(Progress(task, min(count(), total - 1), total))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    progress(Progress(task, total, total))
+
+
+@contextmanager
+def broken_archive_named(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, tarfile.TarError, EOFError, KeyError, ValueError) as error:
+        raise SanbenchError(f"{archive} is broken, download it again: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise SanbenchError(f"Cannot unpack {archive}: {error}.") from error

@@ -1,0 +1,108 @@
+"""A folder data set with smaller images, for faster training: `sanbench data shrink`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from sanbench.data.decoding import PIL_ERRORS
+from sanbench.data.folders import SHRUNK, fingerprint, list_classes, shrunk
+from sanbench.data.imagenet import NAMES_FILE
+from sanbench.data.threads import in_threads
+from sanbench.errors import InputError, SanbenchError
+from sanbench.progress import Progress, Report, silent
+
+PLACES = ("train", "val", "test")
+QUALITY, SMALLEST = 95, 32
+NAMED = 5
+
+
+def shrink(source: Path, target: Path, size: int = 256, progress: Report = silent) -> int:
+    """Write source/{train,val,test}/CLASS/* to `target` with shorter sides of `size`; the number of images there.
+
+    Lanczos, JPEG of quality 95 (other formats stay what they are), on all CPUs; images that are no larger are copied. What
+    is there is not written again, so an interrupted call goes on. The fingerprint of `target` says that it was shrunk.
+    Raises InputError for wrong folders or sizes, SanbenchError, after all others are written, for images that cannot be read.
+    """
+    if size < SMALLEST:
+        raise InputError(f"size {size} is not accepted: it must be at least {SMALLEST}.")
+    places = [place for place in PLACES if (source / place).is_dir()]
+    if not places:
+        raise InputError(f"There is no data set in {source}: it needs class folders under train/ or val/.")
+    if target.resolve() == source.resolve():
+        raise InputError(f"{target} is not accepted: name another folder than that of the images.")
+    if shrunk(source):
+        raise InputError(f"{source} was shrunk already: name the folder of the original images.")
+    classes = {place: list(list_classes(source / place)) for place in places}
+    said = {"size": size, "quality": QUALITY, "filter": "lanczos", "pil": PIL.__version__}
+    origin = {place: fingerprint(source, place, found) for place, found in classes.items()}
+    begin(target, said | {"finished": False, "source": str(source.resolve())}, said | {"finished": True, "source": origin})
+    for name in (NAMES_FILE, "meta.bin"):
+        if (source / name).is_file():
+            shutil.copy2(source / name, target / name)
+    jobs = [(place, folder.name, file) for place, found in classes.items() for folder in found for file in folder.files]
+    for place, found in classes.items():
+        for folder in found:
+            (target / place / folder.name).mkdir(parents=True, exist_ok=True)
+    broken = []
+    for done, (_, sentence) in enumerate(in_threads(lambda job: shrink_one(source, target, job, size), jobs), start=1):
+        broken += [sentence] if sentence else []
+        progress(Progress(f"shrink to {size}", done, len(jobs)))
+    if broken:
+        more = "" if len(broken) <= NAMED else f" and {len(broken) - NAMED:,} more"
+        raise SanbenchError(
+            f"{len(broken):,} images cannot be shrunk: {'; '.join(sorted(broken)[:NAMED])}{more}. All others are."
+        )
+    write_marker(target, said | {"finished": True, "source": origin})
+    return len(jobs)
+
+
+def begin(target: Path, under_way: dict[str, Any], finished: dict[str, Any]) -> None:
+    """Leave a marker that this is under way. Raises InputError if `target` holds anything but this, begun or finished.
+
+    Until it is finished, the source may be mended: it is known by its path. Then it is known by its fingerprints.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if (target / SHRUNK).is_file():
+            if json.loads((target / SHRUNK).read_text()) not in (under_way, finished):
+                raise InputError(f"{target} holds images that were shrunk otherwise or from others: name another folder.")
+        elif any(target.iterdir()):
+            raise InputError(f"{target} is not empty: name another folder, or remove what is there.")
+        write_marker(target, under_way)
+    except OSError as error:
+        raise SanbenchError(f"Cannot write {target}: {error.strerror or error}.") from error
+
+
+def write_marker(target: Path, said: dict[str, Any]) -> None:
+    partial = target / f".{SHRUNK}"
+    with partial.open("w") as file:
+        json.dump(said, file, indent=1)
+    partial.replace(target / SHRUNK)
+
+
+def shrink_one(source: Path, target: Path, job: tuple[str, str, str], size: int) -> str:
+    """One image, whole or not at all; why not, where that is so."""
+    path, final = source.joinpath(*job), target.joinpath(*job)
+    if final.is_file():
+        return ""
+    partial = final.with_name(f".{os.getpid()}.{final.name}")
+    try:
+        with Image.open(path) as image:
+            kind, shorter = image.format, min(image.size)
+            if shorter <= size:
+                image.load()  # what is broken is not copied
+                shutil.copyfile(path, partial)
+            else:
+                sides = [max(size, round(side * size / shorter)) for side in image.size]
+                plain = image if image.mode in ("RGB", "L") else image.convert("RGB")
+                plain.resize((sides[0], sides[1]), Image.Resampling.LANCZOS).save(partial, format=kind, quality=QUALITY)
+        partial.replace(final)
+    except PIL_ERRORS as error:
+        partial.unlink(missing_ok=True)
+        return f"{'/'.join(job)}: {error}"
+    return ""

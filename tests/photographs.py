@@ -1,0 +1,45 @@
+"""foolbox's 20 ImageNet photographs as data sets, made where a test wants them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import foolbox
+from PIL import Image
+
+from sanbench.data.imagenet import wnids
+
+PHOTOGRAPHS = {
+    path: int(re.fullmatch(r"imagenet_\d+_(\d+)\.jpg", path.name)[1])
+    for path in sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*.jpg"))
+}
+LABELS = sorted(set(PHOTOGRAPHS.values()))
+
+
+def place(root: Path, splits=("train", "val"), name=str, side: int | None = None) -> Path:
+    """root/SPLIT/name(class index)/photograph; with a `side`, re-encoded as squares of it, which are read faster."""
+    for path, label in PHOTOGRAPHS.items():
+        for split in splits:
+            folder = root / split / name(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            if side is None:
+                shutil.copyfile(path, folder / path.name)
+            else:
+                with Image.open(path) as image:
+                    image.resize((side, side)).save(folder / path.name, quality=95)
+    return root
+
+
+def wnid(label: int) -> str:
+    return wnids()[label]
+
+
+def thousand(root: Path, train: int, val: int) -> Path:
+    """A tree of all 1000 class folders with so many files each, of a byte: names and sizes are all the checker reads."""
+    for split, count in (("train", train), ("val", val)):
+        for name in wnids():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{name}_{number}.JPEG").write_bytes(b"x")
+    return root
