@@ -1,10 +1,17 @@
 """Batch normalisation from per-image moments, of one process or of all."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sanbench.errors import InputError
+from sanbench.ops.normalise import channel_moments, normalised_relu
+
+Out = TypeVar("Out")
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -37,7 +44,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         """N x C x H x W -> the same."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast x is half as wide
         moments = torch.stack([wide.mean((2, 3)), wide.var((2, 3), correction=0)], 1)
         scale, shift = normalisation(self, moments, x[0, 0].numel())
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
@@ -53,11 +60,16 @@ def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> t
 
     moments is N x 2 x D: mean and biased variance of each image, each over `count` values. The running averages are
     updated as `nn.BatchNorm2d` does, with the batch's unbiased variance. The batch of a `SyncBatchNorm` is every process's.
+    Raises InputError if the batch has one value a channel: it has no variance.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     if moments is None:
         mean, variance = norm.running_mean, norm.running_var
     else:
+        processes = dist.get_world_size() if isinstance(norm, SyncBatchNorm) and dist.is_initialized() else 1
+        values = len(moments) * count * processes
+        if values < 2:
+            raise InputError("A batch of 1 image with maps of one pixel is not accepted in training: it has no variance.")
         means, variances = moments.unbind(1)
         average = norm.average if isinstance(norm, SyncBatchNorm) else mean_of_images
         mean = average(means)
@@ -66,11 +78,27 @@ def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> t
             assert norm.momentum is not None
             norm.num_batches_tracked += 1
             norm.running_mean.lerp_(mean, norm.momentum)
-            processes = dist.get_world_size() if isinstance(norm, SyncBatchNorm) and dist.is_initialized() else 1
-            values = len(means) * count * processes
-            norm.running_var.lerp_(variance * (values / max(values - 1, 1)), norm.momentum)
+            norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
     scale = norm.weight * (variance + norm.eps).rsqrt()
     return scale, norm.bias - mean * scale
+
+
+def normalised(norm: nn.Module, x: Tensor, function: Callable[[Tensor], Out]) -> Out:
+    """function(relu(norm(x))). In training x alone is kept of it: the backward computes again what `function` keeps.
+
+    The moments are not computed again, so that averages run once and processes meet once.
+    """
+    assert isinstance(norm, nn.BatchNorm2d)
+    moments = channel_moments(x) if norm.training else None
+    scale, shift = normalisation(norm, moments, x.shape[-2] * x.shape[-1])
+
+    def apply(x: Tensor, scale: Tensor, shift: Tensor) -> Out:
+        return function(normalised_relu(x, scale, shift))
+
+    if not norm.training or not torch.is_grad_enabled():
+        return apply(x, scale, shift)
+    out: Out = checkpoint(apply, x, scale, shift, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 def synchronise(model: nn.Module) -> None:

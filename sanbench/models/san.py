@@ -1,6 +1,7 @@
 """Self-Attention Networks (Zhao, Jia, Koltun, CVPR 2020) and every variation of the paper's ablations."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
-from sanbench.models.normalisation import normalisation
-from sanbench.ops.normalise import normalised_relu
+from sanbench.models.normalisation import normalisation, normalised
 from sanbench.ops.relation import RELATIONS
 
 STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
@@ -100,16 +100,19 @@ class SelfAttention(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.project(x)
+        return self.attend(*self.project(x))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """From phi(x), psi(x) and beta(x)."""
         if self.attention == "scalar":
             return torch.ops.sanbench.scalar_attention(query, key, value, self.heads, self.footprint, 1, 1)
         geometry = (self.relation, self.footprint, 1, 1)
-        pixels = x.shape[-2] * x.shape[-1]
+        pixels = value.shape[-2] * value.shape[-1]
         if self.attention == "patchwise":
             pair = (query, key)
             gamma = self.mapping(lambda g: torch.ops.sanbench.patchwise_statistics(*pair, g, *geometry), pixels)
             return torch.ops.sanbench.patchwise_attention(*pair, value, gamma, *geometry)
-        position = self.encode(x)
+        position = self.encode(value)
         pairs = pixels * self.footprint**2
         gamma = self.mapping(lambda g: torch.ops.sanbench.pairwise_statistics(query, key, position, g, *geometry), pairs)
         return torch.ops.sanbench.pairwise_attention(query, key, value, position, gamma, *geometry)
@@ -137,30 +140,16 @@ class SelfAttention(nn.Module):
         return [*gamma, bias]
 
     def encode(self, x: Tensor) -> Tensor | None:
-        """Trained positions, as read at i and as read at j: 2 x 2 x H x W. Both coordinates of the map span [-1, 1]."""
+        """Trained positions of a map like `x`, as read at i and as read at j: 2 x 2 x H x W. Both coordinates span [-1, 1]."""
         if self.position is None:
             return None
         height, width = x.shape[-2:]
-        across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in (width, height))
+        dtype = self.position.weight.dtype  # not autocast's: neighbouring pixels differ by little
+        across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=dtype) for n in (width, height))
         coordinates = torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
-        encoded = self.position(coordinates[None])[0]
+        weight, bias = self.position.parameters()  # multiplied out: autocast would narrow a convolution
+        encoded = (weight * coordinates).sum(1) + bias[:, None, None]
         return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
-
-
-class Fused(nn.Sequential):
-    """A sequence in which a batch normalisation with known averages and the ReLU behind it are one pass over memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        done = False
-        for layer, following in zip(layers, [*layers[1:], None], strict=True):
-            if done:
-                done = False
-            elif isinstance(layer, nn.BatchNorm2d) and not layer.training and isinstance(following, nn.ReLU):
-                x, done = normalised_relu(x, *normalisation(layer, None, 0)), True
-            else:
-                x = layer(x)
-        return x
 
 
 class Block(nn.Module):
@@ -168,13 +157,14 @@ class Block(nn.Module):
 
     def __init__(self, config: SANConfig, channels: int, footprint: int) -> None:
         super().__init__()
-        self.before = Fused(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.before = nn.Sequential(nn.BatchNorm2d(channels))
         self.attention = SelfAttention(config, channels, footprint)
-        self.after = Fused(nn.BatchNorm2d(channels // 4), nn.ReLU(inplace=True))
+        self.after = nn.Sequential(nn.BatchNorm2d(channels // 4))
         self.expand = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.expand(self.after(self.attention(self.before(x)))).add_(x)  # a linear does not keep what it returns
+        attended = self.attention.attend(*normalised(self.before[0], x, self.attention.project))
+        return normalised(self.after[0], attended, self.expand).add_(x)  # a linear does not keep what it returns
 
 
 class SAN(nn.Module):
@@ -184,17 +174,16 @@ class SAN(nn.Module):
         super().__init__()
         self.config = config
         inputs = config.channels(0)
-        self.stem = Fused(nn.Conv2d(3, inputs, 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(nn.Conv2d(3, inputs, 1, bias=False), nn.BatchNorm2d(inputs))
         self.stages = nn.Sequential()
         for stage, blocks in enumerate(config.blocks):
             channels = config.channels(stage)
             self.stages.append(
-                Fused(
+                nn.Sequential(
                     nn.MaxPool2d(2),
                     nn.Conv2d(inputs, channels, 1, bias=False),
                     nn.Sequential(*(Block(config, channels, config.stage_footprint(stage)) for _ in range(blocks))),
                     nn.BatchNorm2d(channels),
-                    nn.ReLU(inplace=True),
                 )
             )
             inputs = channels
@@ -202,4 +191,11 @@ class SAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)  # 1x1 linears, pooling and normalisation are faster so
-        return self.classifier(self.stages(self.stem(x)).mean((2, 3)))
+        linear, norm = self.stem
+        x = linear(x)
+        for stage in self.stages:
+            assert isinstance(stage, nn.Sequential)
+            pool, linear, blocks, following = stage
+            x = blocks(normalised(norm, x, nn.Sequential(pool, linear)))
+            norm = following
+        return self.classifier(normalised(norm, x, partial(torch.mean, dim=(2, 3))))

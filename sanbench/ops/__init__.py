@@ -4,6 +4,6 @@ from sanbench.ops import attention, normalise
 from sanbench.ops.footprint import Footprint
 from sanbench.ops.relation import RELATIONS
 
-from sanbench.ops import cpu  # isort: skip  # puts kernels under the operators registered above
+from sanbench.ops import cpu, gpu  # isort: skip  # put kernels under the operators registered above
 
-__all__ = ["RELATIONS", "Footprint", "attention", "cpu", "normalise"]
+__all__ = ["RELATIONS", "Footprint", "attention", "cpu", "gpu", "normalise"]

@@ -5,6 +5,9 @@ gamma, the mapping from a relation to attention weights, is a list of tensors: f
 after the last weight comes its bias. Training and evaluation differ only in where scale and shift come from, so
 the statistics of a batch are operators of their own: `*_statistics` takes the linears so far (no bias) and
 returns the mean and the variance of what they produce, one pair an image, to be merged by whoever holds the batch.
+
+Maps may be bfloat16 or float16, as autocast makes them, with gamma and position in the same dtype or in float32: relation,
+statistics, gamma and softmax are then computed in float32, statistics are float32, and an attention is in value's dtype.
 """
 
 from collections.abc import Sequence
@@ -17,29 +20,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sanbench.ops.aggregation import aggregate, aggregation
+from sanbench.ops.checks import REDUCED
 from sanbench.ops.footprint import Footprint, Rows
 from sanbench.ops.operator import Shape, define
 from sanbench.ops.relation import RELATIONS
 
 
+def widened(x: Tensor) -> Tensor:
+    """What arithmetic is done in: float32 for a narrower dtype."""
+    return x.float() if x.dtype in REDUCED else x
+
+
 def pairwise_delta(query: Tensor, key: Tensor, position: Tensor | None, relation: str, window: Footprint) -> Tensor:
     """[delta(phi(x_i), psi(x_j)), p_i - p_j] for every pair: N x D x K x P."""
+    query, key = widened(query), widened(key)
     delta = RELATIONS["pairwise"][relation].delta(window.centre(query), window.expand(key))
     if position is None:
         return delta
+    position = widened(position)
     offset = window.centre(position[0]) - window.expand(position[1])
-    return torch.cat([delta, offset.expand(len(query), -1, -1, -1)], 1)
+    return torch.cat([delta, offset.expand(query.shape[0], -1, -1, -1)], 1)
 
 
 def patchwise_delta(query: Tensor, key: Tensor, relation: str, window: Footprint) -> Tensor:
     """delta(x_R(i)) for every pixel: N x D x 1 x P."""
     entry = RELATIONS["patchwise"][relation]
+    query, key = widened(query), widened(key)
     at_query = window.expand(query) if entry.expands_query else window.centre(query)
     return entry.delta(at_query, window.expand(key))
 
 
 def mapping(delta: Tensor, gamma: list[Tensor]) -> Tensor:
     """W_n relu(s_n * ... W_1 relu(s_1 * delta + t_1) ... + t_n) + bias; gamma = [s_1, t_1, W_1, ..., bias]."""
+    gamma = [widened(x) for x in gamma]
     for scale, shift, weight in zip(gamma[0::3], gamma[1::3], gamma[2::3], strict=False):
         hidden = torch.addcmul(shift[:, None, None], delta, scale[:, None, None]).relu()
         delta = F.conv2d(hidden, weight[:, :, None, None])
@@ -82,7 +95,7 @@ def pairwise_attention(
     """
     window = Footprint(footprint, stride, dilation, rows)
     delta = pairwise_delta(query, key, position, relation, window)
-    out = aggregate(mapping(delta, gamma).softmax(2), window.expand(value))
+    out = aggregate(mapping(delta, gamma).softmax(2), window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
@@ -119,7 +132,7 @@ def patchwise_attention(
     """
     window = Footprint(footprint, stride, dilation, rows)
     weights = mapping(patchwise_delta(query, key, relation, window), gamma)  # N x G K x 1 x P
-    out = aggregate(weights.squeeze(2).unflatten(1, (-1, footprint**2)), window.expand(value))
+    out = aggregate(weights.squeeze(2).unflatten(1, (-1, footprint**2)), window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
@@ -146,9 +159,10 @@ def scalar_attention(
     et al. 2019). Head h compares channels h, h + heads, ... and weights those same value channels. heads divides R and C.
     """
     window = Footprint(footprint, stride, dilation, rows)
+    query, key = widened(query), widened(key)
     products = (window.centre(query) * window.expand(key)).unflatten(1, (-1, heads))  # N x R/heads x heads x K x P
     scores = products.sum(1) / (query.shape[1] / heads) ** 0.5
-    out = aggregate(scores.softmax(2), window.expand(value))
+    out = aggregate(scores.softmax(2), window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
@@ -188,6 +202,6 @@ pairwise_macs, patchwise_macs = partial(vector_macs, "pairwise"), partial(vector
 define(aggregation, attention_shape, aggregation_macs)
 define(scalar_attention, attention_shape, scalar_macs)
 define(pairwise_attention, attention_shape, pairwise_macs)
-define(pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs, pooled)
+define(pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs, pooled, torch.float32)
 define(patchwise_attention, attention_shape, patchwise_macs)
-define(patchwise_statistics, partial(statistics_shape, "patchwise"), patchwise_macs, pooled)
+define(patchwise_statistics, partial(statistics_shape, "patchwise"), patchwise_macs, pooled, torch.float32)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sanbench.errors import InputError, unknown
@@ -10,6 +11,7 @@ from sanbench.ops.footprint import Footprint
 from sanbench.ops.relation import RELATIONS
 
 MAPS = ("query", "key", "value")  # N x channels x H x W
+REDUCED = (torch.bfloat16, torch.float16)  # maps in these are computed with in float32
 
 
 def check(operator: str, arguments: Mapping[str, Any]) -> None:
@@ -22,14 +24,15 @@ def check(operator: str, arguments: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             refuse(operator, name, str(tensor.dtype), "a floating-point dtype")
-        if tensor.dtype != reference.dtype:
+        is_wider = reference.dtype in REDUCED and tensor.dtype == torch.float32 and name not in maps
+        if tensor.dtype != reference.dtype and not is_wider:
             refuse(operator, name, str(tensor.dtype), f"{first}'s {reference.dtype}")
         if tensor.device != reference.device:
             refuse(operator, name, str(tensor.device), f"{first}'s device {reference.device}")
     for name, tensor in maps.items():
         if tensor.dim() != 4 or 0 in tensor.shape:
             refuse(operator, name, shape(tensor), "N x channels x H x W, none of them 0")
-        if len(tensor) != len(reference) or tensor.shape[2:] != reference.shape[2:]:
+        if tensor.shape[0] != reference.shape[0] or tensor.shape[2:] != reference.shape[2:]:
             refuse(operator, name, shape(tensor), f"images and map of {first}, {shape(reference)}")
     if "key" in maps and maps["key"].shape != reference.shape:
         refuse(operator, "key", shape(maps["key"]), f"query's shape {shape(reference)}")

@@ -13,9 +13,10 @@ follow, for every operator alike,
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,6 +50,27 @@ def memory_format(like: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+def without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(run)
+    def undisturbed(*values: Any) -> Any:
+        device = values[0].device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            return run(*values)
+
+    return undisturbed
+
+
+def flatten(values: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
+    """Arguments with the entries of lists one by one, and each list's length. Every step does it: torch's pytrees are slow."""
+    leaves = [leaf for value in values for leaf in (value if isinstance(value, (list, tuple)) else [value])]
+    return leaves, [len(value) if isinstance(value, (list, tuple)) else None for value in values]
+
+
+def unflatten(leaves: Sequence[Any], lengths: Sequence[int | None]) -> list[Any]:
+    rest = iter(leaves)
+    return [next(rest) if length is None else list(islice(rest, length)) for length in lengths]
+
+
 def heights(rows: Sequence[Rows]) -> list[int]:
     return [tile[1] - tile[0] for tile in rows if tile is not None]
 
@@ -63,13 +85,15 @@ def define(
     shape: Callable[..., Shape],
     macs: Callable[..., int],
     merge: Callable[[Sequence[Tensor], Sequence[int]], Tensor] = joined,
+    least: torch.dtype | None = None,
 ) -> None:
     """Register `specification` as torch.ops.sanbench.<its name>.
 
     `shape` and `macs` return the output's shape and the multiply-accumulates an image, from the operator's arguments
     by name with shapes in place of tensors. The last three arguments of every operator are footprint, stride
     and dilation; the specification takes besides the `rows` of the output it is to compute, and `merge` makes
-    an image's result from the results for some rows each.
+    an image's result from the results for some rows each. The result has the first argument's dtype, but no narrower
+    one than `least`. Autocast ends at the operator: within it the specification decides what is computed in which dtype.
     """
     name = f"sanbench::{specification.__name__}"
     signature = inspect.signature(specification)
@@ -103,6 +127,7 @@ def define(
     def over_rows(run: Callable[[Rows], Tensor], rows: list[Rows]) -> Tensor:
         return run(None) if len(rows) == 1 else merge([run(tile) for tile in rows], heights(rows))
 
+    @without_autocast
     def body(*values: Any) -> Tensor:
         check(specification.__name__, dict(zip(parameters, values, strict=True)))
         images = [over_rows(partial(on_rows, v), rows) for _, rows, v in split(values)]
@@ -121,8 +146,10 @@ def define(
     def fake(*values: Any) -> Tensor:
         check(specification.__name__, dict(zip(parameters, values, strict=True)))
         like, size = values[0], tuple(shape(**by_name(values)))
-        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout(values))
+        dtype = like.dtype if least is None else torch.promote_types(like.dtype, least)
+        return torch.empty(size, dtype=dtype, device=like.device, memory_format=layout(values))
 
+    @without_autocast
     def backward_body(grad: Tensor, *values_and_needs: Any) -> list[Tensor]:
         *values, needs = values_and_needs
         wanted = [position for position, need in enumerate(needs) if need]
@@ -175,7 +202,7 @@ def define(
     backward.register_fake(backward_fake)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        leaves, ctx.structure = tree_flatten(list(inputs))
+        leaves, ctx.lengths = flatten(inputs)
         ctx.positions = [position for position, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         ctx.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.save_for_backward(*(leaves[position] for position in ctx.positions))
@@ -184,9 +211,9 @@ def define(
         leaves = list(ctx.constants)
         for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
             leaves[position] = tensor
-        needs, _ = tree_flatten(list(ctx.needs_input_grad))
-        grads = iter(backward(grad, *tree_unflatten(leaves, ctx.structure), needs))
-        return tuple(tree_unflatten([next(grads) if need else None for need in needs], ctx.structure))
+        needs, _ = flatten(ctx.needs_input_grad)
+        grads = iter(backward(grad, *unflatten(leaves, ctx.lengths), needs))
+        return tuple(unflatten([next(grads) if need else None for need in needs], ctx.lengths))
 
     forward.register_autograd(autograd, setup_context=setup_context)
 

@@ -1,11 +1,13 @@
-// relu(scale x + shift) and its backward over a dense map, as outer x channels x inner: channels-last maps have inner 1.
+// Moments of each channel, relu(scale x + shift), and their backwards over a dense map, as outer x channels x inner: channels-last maps
+// have inner 1.
 #include "tile.h"
 
 struct Normalise {  // mirrored by kernels.py
-    int64_t outer, channels, inner;
+    int64_t images, outer, channels, inner;
     int threads;
     const float *x, *scale, *shift, *grad;
-    float *out, *grad_x, *grad_scale, *grad_shift;  // of the backward; the last two may be missing
+    const float *moments, *grad_moments;            // images x 2 x channels
+    float *out, *grad_x, *grad_scale, *grad_shift;  // out: also the moments; the last two may be missing
 };
 
 namespace {
@@ -13,11 +15,11 @@ namespace {
 constexpr int64_t CHUNK = 1 << 15;  // elements a task works on at least, whatever the number of threads
 
 struct Chunks {
-    int64_t rows, count;  // of `outer`
-    explicit Chunks(const Normalise& n) {
+    int64_t rows, count;
+    Chunks(const Normalise& n, int64_t outer) {  // of `outer` rows
         const int64_t row = n.channels * n.inner;
-        rows = std::max<int64_t>(1, std::max(CHUNK / row, n.outer / 64));
-        count = (n.outer + rows - 1) / rows;
+        rows = std::max<int64_t>(1, std::max(CHUNK / row, outer / 64));
+        count = (outer + rows - 1) / rows;
     }
 };
 
@@ -45,7 +47,7 @@ static inline void put(float* to, V x, int64_t n) {
 
 template <bool ALONG>
 void forward(const Normalise& n) {
-    const Chunks chunks(n);
+    const Chunks chunks(n, n.outer);
     parallel((int)chunks.count, n.threads, [&](auto& next, int) {
         for (int task; (task = next()) >= 0;)
             each<ALONG>(n, task * chunks.rows, chunks.rows, [&](int64_t at, int64_t c, int64_t size) {
@@ -57,7 +59,7 @@ void forward(const Normalise& n) {
 
 template <bool ALONG>
 void backward(const Normalise& n) {
-    const Chunks chunks(n);
+    const Chunks chunks(n, n.outer);
     const int64_t sums = ALONG ? padded(n.channels, LANES) : n.channels * LANES;  // of one chunk, twice
     Buffer totals = zeros(n.grad_scale ? chunks.count * 2 * sums : 0);
     parallel((int)chunks.count, n.threads, [&](auto& next, int) {
@@ -87,7 +89,65 @@ void backward(const Normalise& n) {
     }
 }
 
+// Calls f(image, its number among the image's chunks, first row, rows) for every chunk of every image.
+template <class F>
+void each_chunk(const Normalise& n, const Chunks& chunks, F&& f) {
+    const int64_t outer = n.outer / n.images;
+    parallel((int)(n.images * chunks.count), n.threads, [&](auto& next, int) {
+        for (int task; (task = next()) >= 0;) {
+            const int64_t image = task / chunks.count, first = task % chunks.count * chunks.rows;
+            f(image, task, image * outer + first, std::min(chunks.rows, outer - first));
+        }
+    });
+}
+
+template <bool ALONG>
+void moments(const Normalise& n) {  // about each image's first pixel; single precision within a chunk, double beyond
+    const Chunks chunks(n, n.outer / n.images);
+    const int64_t sums = ALONG ? padded(n.channels, LANES) : n.channels * LANES, image_size = n.outer / n.images * n.channels * n.inner;
+    Buffer totals = zeros(n.images * chunks.count * 2 * sums);
+    each_chunk(n, chunks, [&](int64_t image, int task, int64_t first, int64_t rows) {
+        V* total = (V*)(totals.get() + task * 2 * sums);
+        const float* origin = n.x + image * image_size;
+        each<ALONG>(n, first, rows, [&](int64_t at, int64_t c, int64_t size) {
+            V off = part(n.x + at, size) - (ALONG ? part(origin + c, size) : all(origin[c * n.inner]));
+            for (int64_t l = size; !ALONG && l < LANES; ++l) off[l] = 0;
+            const int64_t to = ALONG ? c / LANES : c;
+            total[to] += off, total[sums / LANES + to] += off * off;
+        });
+    });
+    const double count = (double)(n.outer / n.images * n.inner);
+    for (int64_t image = 0; image < n.images; ++image)
+        for (int64_t c = 0; c < n.channels; ++c) {
+            double sum = 0, square = 0;
+            for (int64_t k = 0; k < chunks.count; ++k)
+                for (int64_t l = 0; l < (ALONG ? 1 : LANES); ++l) {
+                    const float* at = totals.get() + (image * chunks.count + k) * 2 * sums + (ALONG ? c : c * LANES + l);
+                    sum += at[0], square += at[sums];
+                }
+            float* to = n.out + image * 2 * n.channels + c;
+            to[0] = (float)(n.x[image * image_size + c * n.inner] + sum / count);
+            const double variance = square / count - sum / count * (sum / count);
+            to[n.channels] = (float)(variance < 0 ? 0 : variance);
+        }
+}
+
+template <bool ALONG>
+void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean)) / count
+    const float over = 1.f / (float)(n.outer / n.images * n.inner);
+    each_chunk(n, Chunks(n, n.outer / n.images), [&](int64_t image, int, int64_t first, int64_t rows) {
+        const float *mean = n.moments + image * 2 * n.channels, *grad = n.grad_moments + image * 2 * n.channels;
+        each<ALONG>(n, first, rows, [&](int64_t at, int64_t c, int64_t size) {
+            auto of = [&](const float* values) { return ALONG ? part(values + c, size) : all(values[c]); };
+            const V slope = of(grad + n.channels) * (2 * over);
+            put(n.grad_x + at, of(grad) * over + slope * (part(n.x + at, size) - of(mean)), size);
+        });
+    });
+}
+
 }  // namespace
 
 extern "C" void normalised_relu(const Normalise* n) { n->inner == 1 ? forward<true>(*n) : forward<false>(*n); }
 extern "C" void normalised_relu_backward(const Normalise* n) { n->inner == 1 ? backward<true>(*n) : backward<false>(*n); }
+extern "C" void channel_moments(const Normalise* n) { n->inner == 1 ? moments<true>(*n) : moments<false>(*n); }
+extern "C" void channel_moments_backward(const Normalise* n) { n->inner == 1 ? moments_backward<true>(*n) : moments_backward<false>(*n); }

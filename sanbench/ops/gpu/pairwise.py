@@ -1,0 +1,221 @@
+"""Pairwise attention in Triton: the launches of a forward and of a backward, and their tiles."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sanbench.ops.gpu.blocks import LOG2E, multiplicities, power_of_two
+from sanbench.ops.gpu.launch import Tile, capability, launch, upcast
+from sanbench.ops.gpu.pairwise_backward import key_pass, query_pass
+from sanbench.ops.gpu.pairwise_forward import attention, statistics
+from sanbench.ops.operator import memory_format
+
+SLOTS = 8  # programs an image in statistics
+PROGRAMS = 264  # of a query or key pass with gradients of weights: two for each multiprocessor of an H100
+
+
+TILES: dict[
+    str, dict[int, tuple[tuple[int, int], ...]]
+] = {  # pixels and warps a program, by task and the wider of phi and gamma's hidden layer; the first is best on paper
+    "attention": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
+    "statistics": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
+    "query": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 4), (16, 8)), 128: ((16, 8),)},
+    "key": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 8),), 128: ((16, 8),)},
+    "query with weights": {16: ((32, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
+    "key with weights": {16: ((64, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
+}
+
+
+def tiles(task: str, narrow: int, hidden: int, groups: int, footprint: int, dtype: torch.dtype, capability: int) -> list[Tile]:
+    """Tiles of a task of TILES, the one that is best on paper first.
+
+    Register pressure decides, alike for every capability: 32 registers a thread for each of the S sums of a pixel's groups and
+    sixteen pixels at least for the tensor cores. Square tiles meet their halo most often in the cache; small ones are a run of
+    pixels, which no map size wastes. In float32 one neighbour at a time, as everywhere: a row at a time spills.
+    """
+    width = power_of_two(max(narrow, hidden), 16)
+    more = {"GB": power_of_two(groups), "CHUNK": 1} if task == "attention" else {}
+    return [Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more) for pixels, warps in TILES[task][width]]
+
+
+def forward(**arguments: Any) -> Tensor:
+    """The output of pairwise_attention, or of pairwise_statistics where there is no value."""
+    if "value" in arguments:
+        value: Tensor = arguments["value"]
+        out = torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=memory_format(value))
+        attend(Layer(**arguments), out=out)
+        return out
+    count, mean, squares = parts_of_moments(Layer(**arguments)).unbind(2)  # N x slots x M
+    every = count.sum(1)
+    centre = (count * mean).sum(1) / every
+    return torch.stack([centre, (squares + count * (mean - centre[:, None]).square()).sum(1) / every], 1)
+
+
+class Layer:
+    """The arguments that all kernels of a layer share."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        position: Tensor | None,
+        gamma: list[Tensor],
+        footprint: int,
+        value: Tensor | None = None,
+        **_: Any,
+    ) -> None:
+        self.query, self.key, self.value, self.gamma, self.footprint = query, key, value, gamma, footprint
+        self.images, self.narrow, self.height, self.width = query.shape
+        self.hidden, self.extra = len(gamma[2]), 0 if position is None else position.shape[1]
+        self.groups = len(gamma[5]) if value is not None else 1
+        scale, shift, weight = (x.float() for x in gamma[:3])
+        bias = gamma[4].float() if value is not None else torch.zeros_like(weight[:, 0])
+        first = weight * gamma[3].float()[:, None] if value is not None else weight
+        first, first_at = first[:, : self.narrow].to(query.dtype), first[:, self.narrow :].T
+        at_i, at_j = (None, None) if position is None else position.float().contiguous()
+        self.arguments = strided(query=query, key=key, value=value) | {
+            "at_i": at_i,
+            "at_j": at_j,
+            "scale": scale.contiguous(),
+            "shift": shift.contiguous(),
+            "first": first.contiguous(),
+            "first_at": first_at.contiguous() if self.extra else None,
+            "bias": bias.contiguous(),
+            "second": (gamma[5].float() * LOG2E).to(query.dtype).contiguous() if value is not None else None,
+            "height": self.height,
+            "width": self.width,
+            "R": self.narrow,
+            "E": self.extra,
+            "M": self.hidden,
+            "G": self.groups,
+            "S": value.shape[1] // self.groups if value is not None else 1,
+            "K": footprint,
+            "RB": power_of_two(self.narrow, 16),
+            "MB": power_of_two(self.hidden, 16),
+            "SMALL": min(self.height, self.width) <= footprint // 2,
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
+            "UPCAST": upcast() and query.dtype != torch.float32,
+        }
+
+    def tiles(self, task: str) -> list[Tile]:
+        shape = (self.narrow, self.hidden, self.groups, self.footprint)
+        return tiles(task, *shape, self.query.dtype, capability(self.query.device))
+
+    def tiles_of_map(self, constants: dict[str, int]) -> int:
+        if not constants["COLUMNS"]:
+            return -(-self.height * self.width // constants["PIXELS"])
+        rows = constants["PIXELS"] // constants["COLUMNS"]
+        return -(-self.height // rows) * -(-self.width // constants["COLUMNS"])
+
+    def run(self, kernel: Any, task: str, grid: Any, **more: Any) -> None:
+        every = self.arguments | more
+        launch(kernel, grid, self.tiles(task), {p: every[p] for p in kernel.arg_names if p in every})
+
+
+def strided(**maps: Tensor | None) -> dict[str, Any]:
+    """Pointer and strides of each map by name."""
+    found: dict[str, Any] = dict(maps)
+    for name, x in maps.items():
+        found |= {f"{name}_{axis}": None if x is None else x.stride(at) for at, axis in enumerate("ncyx")}
+    return found
+
+
+def attend(layer: Layer, out: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """Fill `out`, or return lse and delta of the backward of `grad`."""
+    lse = delta = None
+    if grad is not None:
+        lse, delta = grad.new_empty(2, layer.images, layer.height, layer.width, layer.groups, dtype=torch.float32)
+
+    def grid(constants: dict[str, int]) -> tuple[int, ...]:
+        return layer.tiles_of_map(constants), -(-layer.groups // constants["GB"]), layer.images
+
+    more = strided(out=out, grad=grad) | {"lse": lse, "delta": delta, "BACKWARD": grad is not None}
+    layer.run(attention, "attention", grid, **more)
+    return None if lse is None or delta is None else (lse, delta)
+
+
+def parts_of_moments(layer: Layer) -> Tensor:
+    parts = layer.query.new_empty(layer.images, SLOTS, 3, layer.hidden, dtype=torch.float32)
+    layer.run(statistics, "statistics", lambda constants: (SLOTS, layer.images), parts=parts)
+    return parts
+
+
+def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Tensor]]:
+    """Gradients by argument; those of gamma and position only where `weights`."""
+    layer = Layer(**arguments)
+    query, key, value, device = layer.query, layer.key, layer.value, layer.query.device
+    grads = {name: x.new_empty(0) for name, x in {"query": query, "key": key}.items()}
+    more: dict[str, Any] = {"STATISTICS": value is None, "WEIGHTS": weights, "images": layer.images}
+    if value is None:
+        forward_mean = forward(**arguments)[:, 0]
+        count = layer.height * layer.width * layer.footprint**2
+        at_mean, slope = grad[:, 0] / count, 2 * grad[:, 1] / count
+        more |= {"moments": torch.stack([at_mean, slope, forward_mean], 1), "lse": None, "delta": None}
+        more |= strided(grad=None) | strided(to_value=None)
+    else:
+        saved = attend(layer, grad=grad)
+        assert saved is not None
+        grads["value"] = torch.empty_like(value, memory_format=memory_format(value))
+        more |= strided(grad=grad) | {"lse": saved[0], "delta": saved[1], "moments": None} | strided(to_value=grads["value"])
+    for name, x in (("query", query), ("key", key)):
+        grads[name] = torch.empty_like(x, memory_format=memory_format(x))
+    sizes = [layer.hidden * layer.narrow, layer.extra * layer.hidden, layer.hidden]
+    sizes += [layer.groups * layer.hidden] if value is not None else []
+    delta = layer.narrow + layer.extra
+    sizes += [delta, delta]
+    smallest = min(dict(tile.constants)["PIXELS"] for tile in layer.tiles("query with weights"))
+    programs = min(PROGRAMS, layer.images * -(-layer.height * layer.width // smallest))
+    parts = torch.empty(programs, sum(sizes), device=device) if weights else None
+    scale_parts = torch.empty(programs, delta, device=device) if weights else None
+    to_at = torch.empty(2, layer.images, layer.extra, layer.height, layer.width, device=device) if weights else None
+
+    def grid(constants: dict[str, int]) -> tuple[int, ...]:
+        return (programs if weights else layer.images * layer.tiles_of_map(constants),)
+
+    more |= {"GB": power_of_two(layer.groups), "GW": power_of_two(layer.groups, 16)}
+    suffix = " with weights" if weights else ""
+    layer.run(
+        query_pass,
+        f"query{suffix}",
+        grid,
+        **more,
+        **strided(to_query=grads["query"]),
+        parts=parts,
+        to_at=None if to_at is None else to_at[0],
+    )
+    more |= {
+        "down": multiplicities(layer.height, layer.footprint, device),
+        "across": multiplicities(layer.width, layer.footprint, device),
+    }
+    layer.run(
+        key_pass,
+        f"key{suffix}",
+        grid,
+        **more,
+        **strided(to_key=grads["key"]),
+        parts=scale_parts,
+        to_at=None if to_at is None else to_at[1],
+    )
+    found = {name: [x] for name, x in grads.items()}
+    if parts is not None and scale_parts is not None and to_at is not None:
+        found |= gradients_of_gamma(layer, parts.sum(0).split(sizes), scale_parts.sum(0))
+        if (position := arguments["position"]) is not None:
+            to_position = to_at.sum(1).to(position.dtype)
+            found["position"] = [to_position.contiguous(memory_format=memory_format(position))]
+    return found
+
+
+def gradients_of_gamma(layer: Layer, parts: Any, scale_part: Tensor) -> dict[str, list[Tensor]]:
+    """From those of what the kernels use (W1' = s2 W1, W2 log2(e)) to those of gamma."""
+    to_first, to_first_at, to_bias, *to_second, to_scale, to_shift = parts
+    folded = torch.cat(
+        [to_first.view(layer.hidden, layer.narrow), to_first_at.view(layer.extra, layer.hidden).T], 1
+    )  # of s2 W1
+    weight = layer.gamma[2].float()
+    found = [to_scale + scale_part, to_shift, folded]
+    if to_second:
+        found[2] = folded * layer.gamma[3].float()[:, None]
+        found += [(folded * weight).sum(1), to_bias, to_second[0].view(layer.groups, -1) * LOG2E]
+        found += [torch.zeros_like(layer.gamma[6])]  # it cancels in the softmax
+    return {"gamma": [x.to(like.dtype, copy=True) for x, like in zip(found, layer.gamma, strict=True)]}  # no parts of one sum
