@@ -1,5 +1,7 @@
 """Networks against PAPER's counts, the released tensors, plain modules, and the symmetries of their equations."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,12 @@ from torch import nn
 import sanbench
 from sanbench.errors import InputError
 from sanbench.models import MODELS, size
-from sanbench.models.san import SANConfig, SelfAttention, normalisation
+from sanbench.models.normalisation import normalisation, synchronise
+from sanbench.models.released import released_name
+from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
 from sanbench.ops.attention import pairwise_delta, patchwise_delta
 from sanbench.ops.footprint import Footprint
+from tests import released
 
 SIZES = {  # parameters, GMACs at 224
     "resnet26": (13_696_552, None),
@@ -43,72 +48,13 @@ def test_sizes_are_the_papers(name):
         assert round(gmacs, 3) == SIZES[name][1]
 
 
-def released_shapes(blocks):
-    """Names and shapes of a released pairwise checkpoint, from its description alone."""
-    shapes = {}
-
-    def linear(name, inner, outer, bias=True):
-        shapes[f"{name}.weight"] = (outer, inner, 1, 1)
-        if bias:
-            shapes[f"{name}.bias"] = (outer,)
-
-    def norm(name, channels):
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{name}.{field}"] = (channels,)
-        shapes[f"{name}.num_batches_tracked"] = ()
-
-    linear("conv_in", 3, 64, bias=False)
-    norm("bn_in", 64)
-    inner = 64
-    for stage, (number, channels) in enumerate(zip(blocks, (64, 256, 512, 1024, 2048), strict=True)):
-        linear(f"conv{stage}", inner, channels, bias=False)
-        norm(f"bn{stage}", channels)
-        for block in range(number):
-            name, narrow, wide = f"layer{stage}.{block}", channels // 16, channels // 4
-            norm(f"{name}.bn1", channels)
-            for transform, width in (("conv1", narrow), ("conv2", narrow), ("conv3", wide)):
-                linear(f"{name}.sam.{transform}", channels, width)
-            norm(f"{name}.sam.conv_w.0", narrow + 2)
-            linear(f"{name}.sam.conv_w.2", narrow + 2, narrow, bias=False)
-            norm(f"{name}.sam.conv_w.3", narrow)
-            linear(f"{name}.sam.conv_w.5", narrow, wide // 8)
-            linear(f"{name}.sam.conv_p", 2, 2)
-            norm(f"{name}.bn2", wide)
-            linear(f"{name}.conv", wide, channels)
-        inner = channels
-    shapes["fc.weight"], shapes["fc.bias"] = (1000, 2048), (1000,)
-    return shapes
-
-
-def released_name(name):
-    """This library's name of a tensor, as the released code calls it."""
-    name = name.removeprefix("network.").replace("stem.0", "conv_in").replace("stem.1", "bn_in").replace("classifier", "fc")
-    parts = name.split(".")
-    if parts[0] != "stages":
-        return name
-    stage, child, rest = parts[1], parts[2], ".".join(parts[3:])
-    if child != "2":
-        return f"{'conv' if child == '1' else 'bn'}{stage}.{rest}"
-    for ours, theirs in (
-        ("before.0", "bn1"),
-        ("after.0", "bn2"),
-        ("expand", "conv"),
-        ("attention.phi", "sam.conv1"),
-        ("attention.psi", "sam.conv2"),
-        ("attention.beta", "sam.conv3"),
-        ("attention.gamma", "sam.conv_w"),
-        ("attention.position", "sam.conv_p"),
-    ):
-        rest = rest.replace(ours, theirs)
-    return f"layer{stage}.{rest}"
-
-
+@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
 @pytest.mark.parametrize(("name", "blocks"), [("san10", (2, 1, 2, 4, 1)), ("san19", (3, 3, 4, 6, 3))])
-def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks):
+def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks, kind):
     with torch.device("meta"):
-        model = sanbench.build_model(name)
+        model = sanbench.build_model(f"{name}_{kind}")
     ours = {released_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    assert ours == released_shapes(blocks)
+    assert ours == released.shapes(blocks, kind)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -186,6 +132,71 @@ def test_training_equals_plain_modules(attention):
     ours.eval()
     theirs.eval()
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+class PlainNetwork(nn.Module):
+    """A SAN's own modules called one after the other, with nn.BatchNorm2d's own forward and everything kept."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        network = self.network
+        x = F.relu(network.stem(x))
+        for stage in network.stages:
+            pool, linear, blocks, norm = stage
+            x = linear(pool(x))
+            for block in blocks:
+                x = x + block.expand(F.relu(block.after(block.attention(F.relu(block.before(x))))))
+            x = F.relu(norm(x))
+        return network.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise", "scalar"])
+def test_training_a_network_equals_batch_norm(attention, synchronised):
+    """Logits, every gradient and the running averages after two steps, in float64; then in evaluation."""
+    config = SANConfig(blocks=(2, 1, 1, 1, 1), attention=attention, width=0.5, footprint=3)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        networks.append(SAN(config, 5))
+        unsettle(networks[-1])
+    if synchronised:
+        synchronise(networks[0])
+    ours, theirs = networks[0].double(), PlainNetwork(networks[1].double())
+    for step in range(2):
+        images = torch.randn(3, 3, 40, 32, dtype=torch.double, generator=torch.Generator().manual_seed(step))
+        for network in (ours, theirs):
+            network.zero_grad()
+        leaves = [images.clone().requires_grad_() for _ in range(2)]
+        logits = [network(leaf) for network, leaf in zip((ours, theirs), leaves)]
+        for out in logits:
+            F.cross_entropy(out, torch.tensor([0, 3, 1])).backward()
+        torch.testing.assert_close(*logits)
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+    for (name, a), b in zip(ours.named_parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(networks[1].named_buffers()))
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+def test_a_batch_without_a_variance_is_named():
+    with pytest.raises(InputError, match="batch of 1 image"):
+        sanbench.build_model("san10", width=0.5)(torch.rand(1, 3, 32, 32))
+
+
+def test_a_block_compiles_in_training():
+    torch.manual_seed(0)
+    block = Block(SANConfig(blocks=(1, 1, 1, 1, 1)), 64, 3)
+    unsettle(block)
+    twin, x = copy.deepcopy(block), torch.randn(2, 64, 5, 6)
+    for network in (torch.compile(block, backend="aot_eager", fullgraph=True), twin):
+        network(x).square().sum().backward()
+    torch.testing.assert_close(dict(block.named_buffers()), dict(twin.named_buffers()))
+    for a, b in zip(block.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_normalisation_equals_batch_norm():

@@ -7,10 +7,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck
 
 from sanbench.errors import InputError, unknown, validated
 from sanbench.models.resnet import ResNetConfig, resnet
-from sanbench.models.san import SAN, SANConfig
+from sanbench.models.san import SAN, Block, SANConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,8 +65,11 @@ class ModelSpec(BaseModel):
 
     @property
     def label(self) -> str:
-        """How tables name it: `san10_pairwise width=0.5`."""
-        return " ".join([self.name, *(f"{field}={value}" for field, value in sorted(self.variation.items()))])
+        """How tables name it: `san10_pairwise width=0.5`; a normalisation that is not ImageNet's stands there too."""
+        usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        other = {field: ",".join(map(str, values)) for field in usual if (values := getattr(self, field)) != usual[field]}
+        fields = [*sorted(self.variation.items()), *other.items()]
+        return " ".join([self.name, *(f"{field}={value}" for field, value in fields)])
 
 
 class Classifier(nn.Module):
@@ -133,6 +137,21 @@ def build_model(
     spec = validated(ModelSpec, "model", name=name, num_classes=num_classes, mean=mean, std=std, variation=kept)
     network = SAN(config, num_classes) if isinstance(config, SANConfig) else resnet(config, num_classes)
     return Classifier(spec, network)
+
+
+def zero_residuals(model: nn.Module) -> None:
+    """Set the last layer of every residual branch to zero, in place: each block begins as the identity.
+
+    A block of patchwise attention multiplies values with weights that depend on the same pixels, so that gradients grow from
+    block to block: with the usual weights those of SAN10's first stage are a hundred times those of its last.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.expand.weight)
+            assert module.expand.bias is not None
+            nn.init.zeros_(module.expand.bias)
+        elif isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
 
 
 def size(name: str, image_size: int = 224, **variation: Any) -> tuple[int, float]:

@@ -2,16 +2,16 @@
 
 import hashlib
 import os
-import pickle
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from sanbench.errors import InputError, SanbenchError, validated
 from sanbench.models import Classifier, ModelSpec, build_model
+from sanbench.models.weights import load_weights, read_file
 
 FORMAT = "sanbench checkpoint 1"
 
@@ -23,10 +23,15 @@ def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values to `path`, all or nothing. Raises SanbenchError where the disk does not take them."""
+    write_file(path, lambda file: torch.save(content, file))
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """What `write` writes becomes `path`, all or nothing. Raises SanbenchError where the disk does not take it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -45,10 +50,7 @@ def read_checkpoint(path: Path | str, kind: str = FORMAT) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise SanbenchError(f"{path} is not a readable checkpoint: it is truncated, or not written by torch.save.") from error
+    content = read_file(path)
     if not isinstance(content, dict) or content.get("format") != kind:
         found = f"keys {', '.join(sorted(map(str, content))[:6])}" if isinstance(content, dict) else type(content).__name__
         raise SanbenchError(f"{path} is a file of another program ({found}): accepted is what `sanbench train` writes.")
@@ -66,10 +68,7 @@ def load_model(path: Path | str) -> Classifier:
 def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
     spec = validated(ModelSpec, "model", **content["model"])
     model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
-    try:
-        model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise SanbenchError(f"{path} does not hold the weights of a {spec.label}: {error}") from error
+    load_weights(model, content["state_dict"], path, spec.label)
     return model.eval()
 
 

@@ -1,0 +1,97 @@
+"""Files of weights that anyone may have written: tensors by name. Nothing is unpickled but tensors and plain values."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from sanbench.errors import InputError, SanbenchError
+
+SHOWN = 20  # names of each kind that an error lists
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[
+    Any
+] = [  # an accuracy beside the weights is often one; numpy 1 wrote the constructor's name without the underscore
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
+]
+
+
+def read_file(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU. Raises InputError if there is no such file, SanbenchError if it cannot be used."""
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        if found := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+            raise SanbenchError(f"{path} holds {found[1]}: accepted are tensors and plain values, nothing else.") from error
+        raise SanbenchError(f"{path} is not a readable checkpoint: it is truncated, or not written by torch.save.") from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state dict, and what else the file says: .safetensors, or torch.save of a state dict or of a dict with `state_dict`.
+
+    `module.`, which data-parallel training puts before every name, is taken off. Raises as `read_file`.
+    """
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_file(path)
+    about: dict[str, Any] = {}
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        about, content = content, content["state_dict"]
+    strangers = [] if isinstance(content, dict) else [type(content).__name__]
+    strangers = strangers or [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers or not content:
+        found = ", ".join(strangers[:SHOWN]) or "nothing"
+        raise SanbenchError(f"{path} is not a state dict, it holds {found}: accepted are tensors by name.")
+    if all(name.startswith("module.") for name in content):
+        consume_prefix_in_state_dict_if_present(content, "module.")
+    return content, {name: value for name, value in about.items() if name != "state_dict"}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SanbenchError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path | str, label: str) -> None:
+    """Raise SanbenchError that lists what is missing, what is unknown and what has another shape."""
+    shapes = [
+        f"{name} is {size(found[name])} instead of {size(tensor)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]  # old files
+    kinds = {"missing": missing, "unknown": [name for name in found if name not in wanted], "of another shape": shapes}
+    wrong = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
+    if wrong:
+        raise SanbenchError(f"{path} does not hold the weights of a {label}. {wrong[0].upper()}{wrong[1:]}.")
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path | str, label: str) -> None:
+    """`network.load_state_dict(weights)`. Raises SanbenchError as `check_fit`."""
+    check_fit(network.state_dict(), weights, path, label)
+    network.load_state_dict(weights, strict=False)
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a scalar"

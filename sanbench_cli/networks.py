@@ -1,0 +1,52 @@
+"""The commands that take networks in and out: import, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sanbench.errors import InputError
+from sanbench_cli.console import console
+from sanbench_cli.options import Runs
+
+Output = Annotated[Path, typer.Option(help="File to write.")]
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A file in the layout of the paper's authors.")],
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="Which network it is, as `sanbench models` lists.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.")] = None,
+    export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
+) -> None:
+    """Read a released checkpoint: sanbench import san15.pth --model san15_pairwise --output san15.pt."""
+    from sanbench.models.released import export_released, import_released
+
+    if export:
+        if model is not None or classes is not None:
+            raise InputError("--export is not accepted with --model or --classes: the checkpoint tells both.")
+        network = export_released(checkpoint, output)
+    else:
+        if model is None:
+            raise InputError("Name the network that the file holds: --model san15_pairwise.")
+        network = import_released(checkpoint, model, output, classes)
+    console.print(f"{output}: {network.spec.label}, {network.spec.num_classes:,} classes", highlight=False, soft_wrap=True)
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    output: Output,
+    form: Annotated[str, typer.Option("--format", help="safetensors, onnx, or pt2 (torch.export).")] = "safetensors",
+    image_size: Annotated[int | None, typer.Option(help="Of onnx and pt2; default: of the images it was trained on.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
+    from sanbench.evaluation.experiments import image_side
+    from sanbench.models.export import export_model
+    from sanbench.training.runs import load_subjects
+
+    (subject,) = load_subjects([run], runs)
+    side = image_side(subject) if image_size is None else image_size
+    export_model(subject.model, form, output, side)
+    shape = "weights" if form == "safetensors" else f"N x 3 x {side} x {side} in [0, 1] -> N x {subject.model.spec.num_classes}"
+    console.print(f"{output}: {subject.model.spec.label}, {shape}", highlight=False, soft_wrap=True)
