@@ -1,5 +1,6 @@
 """The commands around training: train, runs, bench."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError, SanbenchError, unknown
-from sanbench_cli.console import console, print_plan, print_runs, progress
+from sanbench_cli.console import console, print_plan, print_profile, print_runs, progress
 from sanbench_cli.options import Device, Root, Runs, start
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def train(
     data_root: Root = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch fashion-mnist or cifar10.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the crops of images in folders; default 224.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="pil, torchvision or turbo (default), of images in folders.")] = None,
     recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.")] = None,
@@ -31,7 +33,7 @@ def train(
     select: Annotated[str | None, typer.Option(help="Epoch to evaluate: best by validation, or last.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a CPU.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine that train together.")] = 1,
     accumulate: Annotated[int | None, typer.Option(help="Parts that a process computes a step in.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: bf16 on CUDA, fp32 on a CPU.")] = None,
@@ -40,6 +42,7 @@ def train(
     skip_bad_images: Annotated[bool | None, typer.Option("--skip-bad-images", help="Up to 0.1% of them.")] = None,
     save_minutes: Annotated[float | None, typer.Option(help="Between two checkpoints within an epoch; default 30.")] = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write event files too.")] = None,
+    profile: Annotated[int, typer.Option(min=0, metavar="N", help="Trace N steps, and tell where their time goes.")] = 0,
     device: Device = "auto",
     run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN|auto", help="Go on with a run; auto: if there is one.")] = None,
@@ -47,6 +50,7 @@ def train(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
     from sanbench.training.distributed import is_launched, joined, launch
     from sanbench.training.loop import train as train_network
 
@@ -57,6 +61,7 @@ def train(
             "data_root": data_root,
             "download": download,
             "image_size": image_size,
+            "decoder": decoder,
             "seed": seed,
             "workers": workers,
             "accumulate": accumulate,
@@ -86,12 +91,14 @@ def train(
             if team.leads and continues:
                 show_changes(folder, config, team.size)
             with progress() as report:
-                trained = train_network(config, folder, own_device, report, resume=continues, team=team)
+                trained = train_network(config, folder, own_device, report, resume=continues, team=team, profile=profile)
         except SanbenchError as error:
             if team.leads:
                 raise
             raise typer.Exit(error.exit_code) from None  # the first process tells it
         if team.leads:
+            if profile:
+                print_profile(trained, profile)
             show_end(trained)
 
 

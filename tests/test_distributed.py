@@ -1,23 +1,23 @@
 """Processes that train together: gloo on this machine, started by torch's elastic launcher."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import torch
 
 from sanbench.errors import InputError
 from sanbench.models.checkpoints import read_checkpoint
 from sanbench.training.distributed import Team
 from sanbench.training.runs import Run
+from tests import processes
+from tests.one_step import MODELS
+from tests.processes import SANBENCH, started
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-SANBENCH = [sys.executable, "-m", "sanbench_cli"]
+ENVIRONMENT = processes.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}  # two processes are not to fight for one machine
 
 
 def training(model, folder, root, name, *more):
@@ -35,38 +35,50 @@ def weights(root, name):
     return read_checkpoint(root / name / "last.pt")["state_dict"]
 
 
-def assert_alike(one, other):
+def assert_alike(one, other, tolerance=5e-3, least=1e-5):
+    """Up to `tolerance` of a tensor's norm, or `least`: a bias that began at 0 is one gradient, of float32 sums that cancel."""
     assert one.keys() == other.keys()
     for name, values in one.items():
         distance, norm = (values.double() - other[name].double()).norm(), values.double().norm()
-        assert distance <= 5e-3 * norm + 1e-6, (name, float(distance), float(norm))
+        assert distance <= tolerance * norm + least, (name, float(distance), float(norm))
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """What one step taught each network: by one process, by two, and by two of which each normalises by its own images."""
+    root = tmp_path_factory.mktemp("steps")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher, sync_bn in (("one", [], "true"), ("two", torchrun, "true"), ("apart", torchrun, "false")):
+        step = ran([sys.executable, *launcher, "-m", "tests.one_step", sync_bn, str(root / name)])
+        assert step.returncode == 0, step.stderr
+    return {name: torch.load(root / name) for name in ("one", "two", "apart")}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_learn_what_one_learns(model, steps):
+    """In float64, where rounding hides nothing: loss, weights and running averages after a step. Seen: 3e-10."""
+    assert_alike(steps["one"][model], steps["two"][model], 1e-8, 1e-11)
+    with pytest.raises(AssertionError):
+        assert_alike(steps["one"][model], steps["apart"][model], 1e-3)
 
 
 # AdamW's first step is the gradient's sign: where the gradient is rounding alone, it goes either way
 PLAIN = ["--set", "optimizer=sgd", "--set", "weight_decay=0.0001", "--lr", "0.001"]
 
 
-# an open fault, of the code or of the test: seen 1.1597 against 1.1579
-PATCHWISE = pytest.param("san10_patchwise", False, marks=pytest.mark.xfail(reason="the losses differ by 0.15%, not by 0.1%"))
-
-
-@pytest.mark.parametrize(("model", "weights_too"), [("san10_pairwise", False), PATCHWISE, ("resnet26", True)])
-def test_two_processes_learn_what_one_learns(model, weights_too, folder, tmp_path):
-    """The loss for all; the weights for the ResNet: a fresh SAN has x_i - x_i on a ReLU's kink, and rounding decides there."""
+@pytest.mark.parametrize("model", MODELS)
+def test_nproc_trains_one_network_and_speaks_once(model, folder, tmp_path):
+    """The command, in float32: the loss for all; the weights for the ResNet (a fresh SAN has x_i - x_i on a ReLU's kink)."""
     outcomes = {}
     for name, more in (("one", []), ("two", ["--nproc", "2"])):
         outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *PLAIN, *more)])
         assert outcomes[name].returncode == 0, outcomes[name].stderr
-    if weights_too:
-        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
     one, two = (Run(tmp_path / name).epochs()[0] for name in ("one", "two"))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     assert one["validation_images"] == two["validation_images"] == 18  # each once
     assert len(outcomes["two"].stdout.splitlines()) == len(outcomes["one"].stdout.splitlines())  # one process speaks
-    without = ran([*SANBENCH, *training(model, folder, tmp_path, "without", *PLAIN, "--nproc", "2", "--set", "sync_bn=false")])
-    assert without.returncode == 0, without.stderr
-    with pytest.raises(AssertionError):  # this test can fail: each process by its own moments is another network
-        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "without"))
+    if model == "resnet26":
+        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
 
 
 def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
@@ -76,12 +88,12 @@ def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "--", "sanbench_cli"]
-    command = [*torchrun, *training("resnet26", folder, tmp_path, "nodes", "--resume", "auto")]
-    nodes = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [node.communicate(timeout=300) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum(b"Next:" in stdout for stdout, _ in outputs) == 1
-    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one")])
+    command = [*torchrun, *training("resnet26", folder, tmp_path, "nodes", *PLAIN, "--resume", "auto")]
+    with started(command, env=ENVIRONMENT) as first, started(command, env=ENVIRONMENT) as second:
+        outputs = [node.communicate(timeout=300) for node in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert sum("Next:" in stdout for stdout, _ in outputs) == 1
+    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one", *PLAIN)])
     assert one.returncode == 0, one.stderr
     assert_alike(weights(tmp_path, "one"), weights(tmp_path, "nodes"))
 
@@ -89,7 +101,7 @@ def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
 def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(folder, tmp_path):
     command = [*SANBENCH, *training("resnet26", folder, tmp_path, "run", "--resume", "auto", "--epochs", "40")]
     run = Run(tmp_path / "run")
-    with subprocess.Popen([*command, "--nproc", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    with started([*command, "--nproc", "2"], stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         while not run.epochs():
             assert process.poll() is None
             time.sleep(0.05)
@@ -99,7 +111,7 @@ def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(
     assert "SIGTERM stopped the run" in stderr
     assert run.resume.is_file()
     assert run.state() == "interrupted"
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, env=ENVIRONMENT) as process:
         assert "processes 2 -> 1" in process.stdout.readline()
         while run.lines()[-1].get("processes") != 1:  # before that nobody waits for signals
             assert process.poll() is None

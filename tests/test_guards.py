@@ -59,7 +59,7 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_the_last_good_checkpoint(
 
     seen = []
     monkeypatch.setattr(Training, "learn", poisoned)
-    config = configure("resnet26", f"folder:{folder}", changes=CHANGES, image_size=32)
+    config = configure("resnet26", f"folder:{folder}", changes=CHANGES, image_size=32, workers=0)
     with pytest.raises(SanbenchError, match=r"not finite at epoch 2, step 3: .*last good checkpoint is .*resume\.pt") as caught:
         train(config, tmp_path / "run", CPU)
     files = sorted((folder / "train").glob("*/*.png"))
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(folder, tmp_path, monkeypatch)
         save(content, file)
 
     monkeypatch.setattr(torch, "save", full)
-    config = configure("resnet26", f"folder:{folder}", changes=CHANGES, image_size=32)
+    config = configure("resnet26", f"folder:{folder}", changes=CHANGES, image_size=32, workers=0)
     with pytest.raises(SanbenchError, match=r"No space left on device\. What was there before is whole"):
         train(config, tmp_path / "run", CPU)
     monkeypatch.undo()

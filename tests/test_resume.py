@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from sanbench.models.checkpoints import read_checkpoint, weights_hash
 from sanbench.training.config import configure, reconfigure
 from sanbench.training.loop import train
 from sanbench.training.runs import Run, differences, find_unfinished
+from tests.processes import ENVIRONMENT, SANBENCH, started
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
 STEPS = 6  # an epoch
 
 
@@ -28,7 +27,7 @@ def config(folder):
     """Three epochs of six steps, with all that has a state: momentum, EMA, warm-up, mixing."""
     changes = {"epochs": 3, "batch_size": 8, "width": 0.5, "footprint": 3, "ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "clip": 5}
     changes |= {"randaugment": 5, "decay_norms": False, "warmup_epochs": 1, "cosine_steps": True, "lr": 0.01}
-    return configure("san10", f"folder:{folder}", changes=changes, image_size=32)
+    return configure("san10", f"folder:{folder}", changes=changes, image_size=32, workers=0)
 
 
 def weights(run):
@@ -97,8 +96,7 @@ torch.save = dies
 train(TrainConfig.model_validate_json(Path("config.json").read_text()), Path("run"), torch.device("cpu"))
 """
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT).returncode == -signal.SIGKILL
     run = train(config, tmp_path / "run", CPU, resume=True)
     assert weights(run) == weights(straight)
     assert not list(run.folder.glob(".*"))
@@ -144,9 +142,7 @@ with Run(Path({str(straight.folder)!r})).locked():
     print("locked", flush=True)
     input()
 """
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as other:
+    with started([sys.executable, "-c", code]) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(SanbenchError, match="Another process trains"):
             train(config, straight.folder, CPU, resume=True)
@@ -158,14 +154,13 @@ with Run(Path({str(straight.folder)!r})).locked():
 def test_twenty_kills_at_random_moments_lose_nothing(config, straight, folder, tmp_path):
     """SIGKILL; each time the same command goes on. A checkpoint after every step, so that writes are hit too."""
     settings = [f"{name}={value}" for name, value in {**config.recipe.model_dump(), **config.model.variation}.items()]
-    command = [sys.executable, "-m", "sanbench_cli", "train", "san10", "--data", f"folder:{folder}", "--image-size", "32"]
+    command = [*SANBENCH, "train", "san10", "--data", f"folder:{folder}", "--image-size", "32"]
     for setting in settings:
         command += ["--set", setting]
     command += ["--run", "soak", "--resume", "auto", "--save-minutes", "0.000001", "--runs", str(tmp_path)]
     generator, run, kills = random.Random(0), Run(tmp_path / "soak"), 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     while kills < 20:
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+        with started(command, stdout=subprocess.DEVNULL) as process:
             began = len([line for line in run.lines() if "started" in line])
             while process.poll() is None and len([line for line in run.lines() if "started" in line]) == began:
                 time.sleep(0.02)
@@ -178,5 +173,5 @@ def test_twenty_kills_at_random_moments_lose_nothing(config, straight, folder, t
             shutil.rmtree(run.folder)
         else:
             kills += 1
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     assert weights(run) == weights(straight)

@@ -7,15 +7,19 @@ import shutil
 
 import pytest
 import torch
+from torchvision.models.resnet import Bottleneck
 
 import sanbench
 from sanbench.data import load_dataset
 from sanbench.errors import InputError, SanbenchError
 from sanbench.models.checkpoints import load_model, read_checkpoint, save_checkpoint, weights_hash
+from sanbench.models.san import Block
 from sanbench.training.augment import Place, augment
 from sanbench.training.config import RECIPES, Recipe, configure
+from sanbench.training.distributed import ALONE
 from sanbench.training.loop import train
 from sanbench.training.runs import Run, free_name, load_subjects
+from sanbench.training.state import Training
 
 CPU = torch.device("cpu")
 
@@ -36,6 +40,31 @@ def test_warm_up_rises_to_the_base_rate_and_steps_fall_to_zero():
     assert rates[4] == pytest.approx(0.4)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.02
+
+
+@pytest.mark.parametrize("name", ["resnet26", "san10_pairwise", "san10_patchwise"])
+def test_with_zero_init_every_block_begins_as_the_identity(name):
+    def branches(changes):
+        """For each block, whether what it returns on noise is what it was given, for a ResNet behind its shortcut and ReLU."""
+        found = []
+
+        def look(block, inputs, output):
+            x = inputs[0]
+            if name == "resnet26":
+                x = (x if block.downsample is None else block.downsample(x)).relu()
+            found.append(torch.equal(x, output))
+
+        model = Training.build(configure(name, changes=changes), CPU, ALONE).model.eval()
+        for module in model.modules():
+            if isinstance(module, (Block, Bottleneck)):
+                module.register_forward_hook(look)
+        with torch.no_grad():
+            model(torch.rand(2, 3, 32, 32))
+        return found
+
+    blocks = 8 if name == "resnet26" else 10
+    assert branches({"zero_init": True}) == [True] * blocks
+    assert branches({}) == [False] * blocks
 
 
 def test_a_run_holds_what_it_says(san_run, folder):

@@ -82,5 +82,4 @@ def augment(images: Tensor, place: Place, padding: int) -> Tensor:
         columns = left[:, None] + torch.arange(width, device=device)
         numbers = torch.arange(count, device=device)[:, None, None]
         images = images.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    images = images.float() / 255
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images).float().div_(255)

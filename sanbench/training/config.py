@@ -18,6 +18,7 @@ class Recipe(BaseModel):
     lr            base learning rate, reached after `warmup_epochs` of linear rise, then falls to 0 on a cosine
     cosine_steps  lower the rate at every step, not only at every epoch
     crops         pad and crop the images of sets that fit in memory; those in folders always have the paper's crops
+    zero_init     let every block begin as the identity: a SAN learns faster so, a patchwise one most
     optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW
     decay_norms   decay norms and biases too, as the paper does
     mixup, cutmix alpha of the Beta distribution that mixing is drawn from; 0 is off, with both each step draws one of them
@@ -40,6 +41,7 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(default=0, ge=0)
     cosine_steps: bool = False
     crops: bool = True
+    zero_init: bool = False
     decay_norms: bool = True
     mixup: float = Field(default=0, ge=0)
     cutmix: float = Field(default=0, ge=0)
@@ -71,6 +73,7 @@ RECIPES: dict[str, Recipe] = {
 class Means(BaseModel):
     """How a run is computed: a resumed run may change these, and is the same run.
 
+    workers          processes that decode images; None: as many as `sanbench.data.default_workers` says
     accumulate       parts that a process's share of a global batch is computed in, one after another
     skip_bad_images  leave out images that cannot be decoded, up to 0.1% of them
     save_minutes     time between two checkpoints within an epoch
@@ -80,7 +83,7 @@ class Means(BaseModel):
 
     data_root: Path = Path("data")
     download: bool = False
-    workers: int = Field(default=0, ge=0)
+    workers: int | None = Field(default=None, ge=0)
     accumulate: int = Field(default=1, ge=1)
     skip_bad_images: bool = False
     save_minutes: float = Field(default=30, gt=0)
@@ -91,6 +94,7 @@ class Means(BaseModel):
 class TrainConfig(Means):
     """All that decides a run.
 
+    decoder        of images in folders; turbo is the fastest, pil what published networks were trained with
     precision      bf16 and fp16 are autocast; auto is bf16 on CUDA, fp32 elsewhere
     deterministic  on CUDA, only operators that repeat bit for bit
     """
@@ -98,6 +102,7 @@ class TrainConfig(Means):
     model: ModelSpec
     data: str
     image_size: int = Field(default=224, ge=32)
+    decoder: Literal["pil", "torchvision", "turbo"] = "turbo"
     recipe: Recipe
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -105,7 +110,7 @@ class TrainConfig(Means):
 
     @property
     def source(self) -> Source:
-        return Source(self.data_root, self.image_size, self.download)
+        return Source(self.data_root, self.image_size, self.download, self.decoder)
 
 
 def configure(

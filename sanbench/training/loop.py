@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import record_function
 
-from sanbench.data import Images, batches, load_dataset
+from sanbench.data import Images, Loader, dead_workers_named, load_dataset
 from sanbench.device import describe
 from sanbench.errors import Interrupted, UnreadableImage
 from sanbench.evaluation.loop import Identity, measure
@@ -23,6 +22,7 @@ from sanbench.training.distributed import ALONE, Team
 from sanbench.training.guards import Watch
 from sanbench.training.interruption import Interruption
 from sanbench.training.log import Log, check_tensorboard
+from sanbench.training.profile import Profile
 from sanbench.training.runs import Run
 from sanbench.training.state import Training
 
@@ -37,8 +37,11 @@ def train(
     *,
     resume: bool = False,
     team: Team = ALONE,
+    profile: int = 0,
 ) -> Run:
     """Train a network and keep it in `folder`, which must be new, or with `resume` go on with what is there.
+
+    With `profile` a trace of so many steps goes to trace.json.gz in `folder`, and their shares of time to metrics.jsonl.
 
     Every process of the `team` calls it. Raises InputError if the folder is taken or the images are missing, SanbenchError
     if the loss is not finite or images cannot be read, Interrupted when a signal asked to stop and the state is saved.
@@ -53,7 +56,12 @@ def train(
     with ExitStack() as held, Interruption() as asked:
         team.lead(lambda: run.open(config, resume, held))
         if not run.is_finished():
-            Loop(config, run, images, validation, device, progress, team, asked).run_all()
+            loop = Loop(config, run, images, validation, device, progress, team, asked)
+            if profile and team.leads:
+                loop.profile = Profile(profile, run.trace, loop.training.clock)
+                held.callback(loop.profile.close)
+            with dead_workers_named():
+                loop.run_all()
     return run
 
 
@@ -77,6 +85,9 @@ class Loop:
     ) -> None:
         self.config, self.recipe, self.run = config, config.recipe, run
         self.images, self.validation = images, validation
+        self.reader, self.validation_reader = (
+            Loader(split, config.workers, config.skip_bad_images) for split in (images, validation)
+        )
         self.progress, self.team, self.asked = progress, team, asked
         self.steps = steps_per_epoch(len(images), config.recipe)
         self.training = Training.build(config, device, team)
@@ -86,6 +97,7 @@ class Loop:
         self.saved = time.monotonic()
         self.began = time.perf_counter() - self.training.seconds
         self.log: Log | None = None
+        self.profile: Profile | None = None
         if team.leads:
             run.rewind(self.training.epoch, self.training.step)
             run.start_line(self.training.epoch, self.training.step, team.size, describe(device))
@@ -103,7 +115,7 @@ class Loop:
         figures = {"lr": self.recipe.learning_rate(training.epoch, self.steps - 1, self.steps)}
         for places, stream in self.parts(first):
             asked = time.perf_counter()
-            with record_function("data"):
+            with training.clock("data"):
                 parts, sentence = self.read(places, stream)
             waited += time.perf_counter() - asked
             stop, save, failed = self.team.any(bool(self.asked), self.is_due(), sentence is not None)
@@ -123,7 +135,13 @@ class Loop:
                 speed = (training.step - first) * places[0].total / elapsed
                 figures = {**self.totals(), "lr": rate, "images_per_second": speed, "data_wait": waited / elapsed}
                 self.tell(figures | {"memory_mib": memory(training.device)})
+            self.look_at_time()
         return {**self.totals(), **figures}
+
+    def look_at_time(self) -> None:
+        shares = self.profile.step() if self.profile else None
+        if shares:
+            self.run.append({"epoch": self.training.epoch + 1, "step": self.training.step, "profile": shares})
 
     def parts(self, first: int) -> Iterator[tuple[list[Place], Iterator[Any]]]:
         """For each step from `first` on, this process's places in the global batch, and where their images are read from.
@@ -145,7 +163,7 @@ class Loop:
             for chunk, own in zip(chunks, places, strict=True)
             for place in own
         ]
-        stream = batches(self.images, draws, self.config.workers, self.config.skip_bad_images)
+        stream = self.reader.read(draws)
         for own in places:
             yield own, stream
 
@@ -240,7 +258,7 @@ class Loop:
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)][self.team.rank :: self.team.size]
         found = torch.zeros(2, dtype=torch.float64, device=self.training.device)
         sentence = None
-        stream = batches(self.validation, chunks, self.config.workers, self.config.skip_bad_images)
+        stream = self.validation_reader.read(chunks)
         try:
             measured = measure(self.training.evaluated, ((batch, [Identity()]) for batch in stream), self.training.device)
             for (outcome,) in measured:

@@ -3,16 +3,28 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sanbench.errors import InputError, SanbenchError, unknown
 from sanbench.evaluation.experiments import Subject
+from sanbench.models.foreign import is_foreign
 from sanbench.training.config import Means, TrainConfig
+
+LOCKED: set[TextIO] = set()  # config.json of the runs that this process holds
+
+
+def leave_locks() -> None:
+    """A lock lives as long as any process has the file: those that read images may outlive a killed training."""
+    for file in LOCKED:
+        file.close()
+
+
+os.register_at_fork(after_in_child=leave_locks)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,11 @@ class Run:
     def resume(self) -> Path:
         return self.folder / "resume.pt"
 
+    @property
+    def trace(self) -> Path:
+        """What torch's profiler saw, after --profile."""
+        return self.folder / "trace.json.gz"
+
     def config(self) -> TrainConfig:
         return TrainConfig.model_validate_json((self.folder / "config.json").read_text())
 
@@ -48,6 +65,10 @@ class Run:
     def epochs(self) -> list[dict[str, Any]]:
         """One entry for each finished epoch."""
         return [line for line in self.lines() if "validation_top1" in line]
+
+    def profile(self) -> dict[str, float] | None:
+        """Shares of time of the steps that were profiled last."""
+        return next((line["profile"] for line in reversed(self.lines()) if "profile" in line), None)
 
     def is_finished(self) -> bool:
         return self.exists() and len(self.epochs()) >= self.config().recipe.epochs
@@ -101,7 +122,11 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise SanbenchError(f"Another process trains the run {self.folder} now.") from None
-            yield
+            LOCKED.add(file)
+            try:
+                yield
+            finally:
+                LOCKED.discard(file)
 
     def append(self, line: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -167,26 +192,44 @@ def find_unfinished(root: Path, config: TrainConfig) -> Run | None:
     return max(fitting, key=lambda run: run.folder.stat().st_mtime, default=None)
 
 
-def load_subjects(names: Sequence[str], root: Path) -> list[Subject]:
-    """The networks of runs or checkpoint files; without names, of every finished run under `root`.
+def load_subjects(
+    names: Sequence[str], root: Path, weights: Sequence[Path] = (), preprocessing: Mapping[str, Any] | None = None
+) -> list[Subject]:
+    """The networks of runs, of checkpoint files or from elsewhere; without names, of every finished run under `root`.
 
-    Raises InputError for a name that is neither, SanbenchError for a checkpoint that cannot be used.
+    Each network from elsewhere (see `load_foreign`) takes the next of `weights`, and all of them `preprocessing`. Raises
+    InputError for a name that is none of these and for `weights` that are too few or too many, SanbenchError for a file that
+    cannot be used.
     """
     runs = {run.name: run for run in all_runs(root)}
+    names = names or [run.name for run in runs.values() if run.is_finished()]
     if not names:
-        finished = [run.subject() for run in runs.values() if run.is_finished()]
-        if not finished:
-            raise InputError(f"There is no finished run under {root}: `sanbench train san10` makes one.")
-        return finished
+        raise InputError(f"There is no finished run under {root}: `sanbench train san10` makes one.")
+    foreign = [name for name in names if is_foreign(name) and name not in runs and not Path(name).is_file()]
+    check_weights(foreign, weights, preprocessing or {})
+    files = iter(weights)
     subjects = []
     for name in names:
-        if name in runs:
+        if name in foreign:
+            subjects.append(Subject.foreign(name, next(files), **(preprocessing or {})))
+        elif name in runs:
             subjects.append(runs[name].subject())
         elif Path(name).is_file():
             subjects.append(Subject.load(Path(name), Path(name).stem))
         else:
             raise unknown("run or checkpoint file", name, runs)
     return subjects
+
+
+def check_weights(foreign: Sequence[str], weights: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
+    if not foreign and (weights or preprocessing):
+        options = ", ".join(f"--{name}" for name in ["weights"] * bool(weights) + [*preprocessing])
+        raise InputError(f"{options} is not accepted for a run: it is for networks from elsewhere, as torchvision:resnet50 is.")
+    if len(foreign) != len(weights):
+        raise InputError(
+            f"{', '.join(foreign)} with {len(weights)} --weights is not accepted: each network from elsewhere takes one "
+            "--weights FILE, in the same order."
+        )
 
 
 def free_name(root: Path, name: str) -> str:

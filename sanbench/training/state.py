@@ -2,7 +2,7 @@
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.profiler import record_function
 
-from sanbench.models import Classifier, build_model
+from sanbench.models import Classifier, build_model, zero_residuals
 from sanbench.models.checkpoints import read_checkpoint, write_whole
 from sanbench.models.normalisation import synchronise
 from sanbench.training.augment import Ready
 from sanbench.training.config import Recipe, TrainConfig
 from sanbench.training.distributed import Team
+from sanbench.training.profile import Stopwatch
 
 FORMAT = "sanbench training 1"
+FUSED = ("cpu", "cuda")  # devices on which torch has an optimiser that is one kernel for all parameters
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,6 +53,7 @@ class Training:
     step: int = 0
     best: float = -1.0
     seconds: float = 0.0
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
     def build(cls, config: TrainConfig, device: torch.device, team: Team) -> "Training":
@@ -60,6 +62,8 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
+        if recipe.zero_init:
+            zero_residuals(model)
         if recipe.sync_bn and team.size > 1:
             synchronise(model)
         on_gpu = device.type == "cuda"
@@ -77,7 +81,7 @@ class Training:
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
         totals = torch.zeros(4, dtype=torch.float64, device=device)
-        optimizer = make_optimizer(model, recipe, fused=on_gpu)
+        optimizer = make_optimizer(model, recipe, fused=device.type in FUSED)
         return cls(model, parallel, optimizer, scaler, ema, recipe, team, device, dtype, totals)
 
     @property
@@ -87,23 +91,24 @@ class Training:
 
     def learn(self, parts: list[Ready], count: int, rate: float) -> Tensor:
         """One step of the optimiser on this process's parts of a global batch of `count` images; the sum of their losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.parallel.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.clock("optimizer"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
             alone = is_last or not isinstance(self.parallel, DistributedDataParallel)
             with nullcontext() if alone else self.parallel.no_sync():  # type: ignore[operator]
-                with record_function("forward"), torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+                with self.clock("forward"), torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
                     logits = self.parallel(part.pixels)
                     own = F.cross_entropy(logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum")
-                with record_function("backward"):  # processes average their gradients: times their number, it is the sum
+                with self.clock("backward"):  # processes average their gradients: times their number, it is the sum
                     self.scaler.scale(own * (self.team.size / count)).backward()
             loss += own.detach()
             self.totals[1] += (logits.detach().argmax(1) == part.labels).sum()
-        with record_function("optimizer"):
+        with self.clock("optimizer"):
             if self.recipe.clip:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)

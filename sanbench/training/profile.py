@@ -1,0 +1,78 @@
+"""Where the time of a training goes: `sanbench train san10 --profile 20`, `sanbench bench train`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import record_function
+
+PARTS = ("data", "forward", "backward", "optimizer")
+WARM_UP = 3  # steps before the profiled ones
+
+
+class Stopwatch:
+    """`with clock("forward"): ...` adds to `clock.seconds` and names the part in a trace.
+
+    On CUDA the host runs ahead of the device: only while `waits` does it wait for the device at the end of each part, so that
+    the seconds are the device's too.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.reset()
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.began = time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds since `reset`."""
+        return time.perf_counter() - self.began
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with record_function(part):
+            yield
+            if self.waits and torch.cuda.is_available():
+                torch.cuda.synchronize()
+        self.seconds[part] += time.perf_counter() - started
+
+    def shares(self) -> dict[str, float]:
+        """Of the time since `reset`, in [0, 1]; `rest` is what no part took."""
+        total = self.total()
+        shares = {part: seconds / total for part, seconds in self.seconds.items()}
+        return {**shares, "rest": 1 - sum(shares.values())}
+
+
+class Profile:
+    """A trace of `steps` steps, after WARM_UP others, in `path` (Chrome's format, which chrome://tracing and Perfetto show).
+
+    Where the training ends before, there is none.
+    """
+
+    def __init__(self, steps: int, path: Path, clock: Stopwatch) -> None:
+        self.steps, self.path, self.clock = steps, path, clock
+        self.left = WARM_UP + steps
+        self.profiler = torch.profiler.profile()
+
+    def step(self) -> dict[str, float] | None:
+        """Called after each step; the shares of time after the last of them."""
+        self.left -= 1
+        if self.left == self.steps:
+            self.profiler.start()
+            self.clock.waits = True
+            self.clock.reset()
+        if self.left != 0:
+            return None
+        shares = self.clock.shares()
+        self.clock.waits = False
+        self.profiler.stop()
+        self.profiler.export_chrome_trace(str(self.path))
+        return shares
+
+    def close(self) -> None:
+        if 0 < self.left <= self.steps:
+            self.profiler.stop()
