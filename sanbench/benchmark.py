@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,12 @@ from sanbench.device import describe, processor, versions
 from sanbench.errors import InputError
 from sanbench.models import build_model
 from sanbench.models.san import SANConfig, SelfAttention
-from sanbench.ops import cpu
+from sanbench.ops import cpu, gpu
 from sanbench.progress import Progress, Report, silent
+from sanbench.records import Benchmark
 
 Mode = Literal["evaluate", "attack", "train"]
+Precision = Literal["float32", "bfloat16"]
 WARM_UP = 2  # steps of each side that are not counted
 ATTENTIONS: tuple[Literal["pairwise", "patchwise"], ...] = ("pairwise", "patchwise")
 STAGES = ((112, 64, 3), (56, 256, 7), (28, 512, 7), (14, 1024, 7), (7, 2048, 7))  # side, channels, footprint at 224
@@ -34,7 +36,7 @@ class Case:
     """What is timed: one step of `mode` on a batch of float32 images.
 
     evaluate is a forward pass, attack a forward pass and the gradient of the images with frozen weights, train a forward
-    pass, a backward pass and an SGD step.
+    pass, a backward pass and an SGD step. bfloat16 is autocast's; `compiled` steps run through torch.compile.
     """
 
     model: str
@@ -42,6 +44,8 @@ class Case:
     batch_size: int = 4
     image_size: int = 224
     variation: tuple[tuple[str, Any], ...] = ()
+    dtype: Precision = "float32"
+    compiled: bool = False
 
     def network(self, device: torch.device) -> nn.Module:
         """Fresh weights in the layout that is fastest for it."""
@@ -71,14 +75,32 @@ class Comparison:
     kernel: str
     device: str
 
+    def record(self) -> Benchmark:
+        """As results keep it."""
+        sides = {side: {"model": c.model, **dict(c.variation)} for side, c in (("san", self.san), ("resnet", self.resnet))}
+        shared = {"mode": self.san.mode, "batch_size": self.san.batch_size, "image_size": self.san.image_size}
+        footprint = dict(self.san.variation).get("footprint", SANConfig.model_fields["footprint"].default)
+        run = {"footprint": footprint, "dtype": "float32", "n": self.n, "threads": self.threads, "kernel": self.kernel}
+        return Benchmark(
+            experiment="model",
+            setting={**sides, **shared, **run},
+            device=self.device,
+            seconds=dict(zip(sides, self.seconds, strict=True)),
+            ratio=(self.ratio, self.ratio_low, self.ratio_high),
+            bytes={side: (self.kept[at], self.peak[at]) for at, side in enumerate(sides)},
+            versions=versions(),
+        )
+
 
 def compare(san: Case, resnet: Case, n: int, device: torch.device, progress: Report = silent) -> Comparison:
     """Time both in turn. Raises InputError if n is below 1."""
     if n < 1:
         raise InputError(f"n {n} is not accepted: it must be at least 1.")
     models = [case.network(device) for case in (san, resnet)]
-    losses = [make_loss(case, model, device) for case, model in zip((san, resnet), models, strict=True)]
+    eager = [replace(case, compiled=False) for case in (san, resnet)]  # what autograd keeps is told by eager steps
+    losses = [make_loss(case, model, device) for case, model in zip(eager, models, strict=True)]
     kept = [kept_for_backward(loss, model) for loss, model in zip(losses, models, strict=True)]
+    losses = [make_loss(case, model, device) for case, model in zip((san, resnet), models, strict=True)]
     steps = [make_step(case, model, loss) for case, model, loss in zip((san, resnet), models, losses, strict=True)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for run in range(n + WARM_UP):
@@ -99,7 +121,7 @@ def compare(san: Case, resnet: Case, n: int, device: torch.device, progress: Rep
         kept=(kept[0], kept[1]),
         peak=(peak_memory(san, device), peak_memory(resnet, device)),
         threads=torch.get_num_threads(),
-        kernel=cpu.kernel() if device.type == "cpu" else "specification",
+        kernel=(cpu if device.type == "cpu" else gpu).kernel(),
         device=describe(device),
     )
 
@@ -122,7 +144,13 @@ def make_loss(case: Case, model: nn.Module, device: torch.device) -> Callable[[]
     labels = torch.arange(case.batch_size, device=device)
     model.train(case.mode == "train").requires_grad_(case.mode == "train")
     images.requires_grad_(case.mode == "attack")
-    return lambda: F.cross_entropy(model(images), labels)
+    run = torch.compile(model) if case.compiled else model
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            return F.cross_entropy(run(images), labels)
+
+    return loss
 
 
 def make_step(case: Case, model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -180,13 +208,26 @@ def _peak(case: Case, name: str) -> int:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Median seconds of one attention layer of SAN at 224, by kernel; None where a kernel is not available."""
+    """Median seconds of one attention layer of SAN at 224, by kernel."""
 
     attention: str
     stage: int
     footprint: int
     direction: str
+    batch_size: int
+    n: int
     seconds: dict[str, float]
+
+    def record(self) -> Benchmark:
+        """As results keep it."""
+        setting = {name: value for name, value in asdict(self).items() if name != "seconds"}
+        return Benchmark(
+            experiment="ops",
+            setting={**setting, "image_size": 224, "dtype": "float32", "threads": torch.get_num_threads()},
+            device=describe(torch.device("cpu")),
+            seconds=self.seconds,
+            versions=versions(),
+        )
 
 
 def time_layers(
@@ -212,7 +253,7 @@ def time_layers(
                         if run:
                             taken[kernel].append(seconds)
                 medians = {kernel: statistics.median(values) for kernel, values in taken.items()}
-                found.append(LayerTime(attention, stage, size, direction, medians))
+                found.append(LayerTime(attention, stage, size, direction, batch_size, n, medians))
                 done += 1
                 progress(Progress(f"{attention} stage {stage} {direction}", done, total))
     return found
@@ -243,4 +284,5 @@ def machine() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "gpu": ", ".join(gpus) or "none",
         "kernels": f"{cpu.kernel()} (available: {', '.join(cpu.available())})",
+        "kernels on cuda": f"{gpu.kernel()} ({gpu.missing() or 'available: ' + ', '.join(gpu.available())})",
     }

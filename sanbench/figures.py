@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.records import Record
+from sanbench.records import Benchmark, Record
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
@@ -93,6 +93,43 @@ def budgets(records: Sequence[Record], attack: str, norm: str) -> dict[float, tu
             found[0.0] = (record.counts["right_before"], record.counts["images"])
             found[255 * float(top) / float(bottom or 1)] = (record.counts["correct"], record.counts["images"])
     return dict(sorted(found.items()))
+
+
+def draw_cost(benchmarks: Sequence[Benchmark], path: Path) -> None:
+    """Time of a step against footprint and against image size: a line for each network, mode and other setting."""
+    panels = {label: lines for varied, label in SWEEPS.items() if (lines := sweeps(benchmarks, varied))}
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
+        for number, (name, points) in enumerate(lines.items()):
+            axis.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], label=name, marker="o", ms=3, lw=1.2)
+        axis.set_xlabel(label)
+        axis.set_ylim(0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize="small")
+    axes[0].set_ylabel("ms a step (median)")
+    FigureCanvasAgg(figure).print_figure(path, dpi=150, metadata={"Software": None})
+
+
+SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}
+
+
+def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (value, milliseconds) of networks that were timed at several values of `varied` with all else alike."""
+    found: dict[tuple[str, ...], dict[float, float]] = {}
+    for benchmark in benchmarks:
+        if benchmark.experiment != "model":
+            continue
+        setting = benchmark.setting
+        other = next(name for name in SWEEPS if name != varied)
+        shared = (
+            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}, {setting['threads']} threads"
+        )
+        for side, seconds in benchmark.seconds.items():
+            points = found.setdefault((setting[side]["model"], shared, setting["kernel"], benchmark.device), {})
+            points[setting[varied]] = 1000 * seconds
+    several = {key: sorted(points.items()) for key, points in found.items() if len(points) > 1}
+    return {f"{model}\n{shared}": points for (model, shared, *_), points in several.items()}
 
 
 def draw(axis: Axes, points: Points, number: int, of: int, label: str) -> None:

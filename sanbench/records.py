@@ -3,6 +3,7 @@
 results/rows/NAME.parquet         a row an image; while measuring, results/rows/NAME/00000.parquet, ... part by part
 results/records/NAME.json         counts and all that decides them
 results/images/NAME/*.png         examples: clean, adversarial, difference
+results/benchmarks/NAME.json      what a step of a network, or of its layers, takes on a machine
 results/report.md, *.csv, *.png   derived from the records
 """
 
@@ -11,8 +12,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sanbench.errors import SanbenchError
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Measurement(BaseModel):
@@ -60,12 +64,14 @@ class Record(Measurement):
     """A measurement's outcome.
 
     counts      images, correct, correct_top5; under attack also right_before, success (right before and wrong now),
-                hit_target, correct_8bit (as 8-bit images), forward_passes and backward_passes (of one image each), and for
-                an ensemble fell_to_MEMBER. Robust accuracy is correct / images, attack success is success / right_before
+                hit_target, correct_8bit (as 8-bit images), forward_passes and backward_passes (of one image each), places
+                (of the batches: forward_passes / places is how full they were), and for an ensemble fell_to_MEMBER.
+                Robust accuracy is correct / images, attack success is success / right_before
     extremes    largest perturbation norms
     flags       signs of masked gradients, see `sanbench.evaluation.masking`
-    training    how the weights came about: recipe, seed, epoch, images, seconds; `selection` says on which images the
-                epoch was chosen
+    training    how the weights came about, as far as their file tells: recipe, seed, epoch, images, seconds; `selection`
+                says on which images the epoch was chosen
+    normalisation  mean and std inside the network; what photographs went through before is data's `preprocessing`
     """
 
     run: str
@@ -73,12 +79,38 @@ class Record(Measurement):
     extremes: dict[str, float]
     training: dict[str, Any]
     selection: str
+    normalisation: dict[str, Any] = {}
     classes: list[str] = []
     flags: list[str] = []
     versions: dict[str, str]
     device: str
     seconds: float
     created: str
+
+
+class Benchmark(BaseModel):
+    """What something cost on a machine. Measured again, the same setting on the same machine replaces what was there.
+
+    setting     networks or layers, mode, batch, image size, footprint, counted steps (n), threads, kernels
+    seconds     medians of n by side: san and resnet, or the kernels; ratio: of neighbouring steps, its median, least and most
+    bytes       by side: kept for the backward, and the largest of a process of its own
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment: Literal["model", "ops"]
+    setting: dict[str, Any]
+    device: str
+    seconds: dict[str, float]
+    ratio: tuple[float, float, float] | None = None
+    bytes: dict[str, tuple[int, int]] = {}
+    versions: dict[str, str]
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    @property
+    def name(self) -> str:
+        decisive = self.model_dump_json(include={"experiment", "setting", "device"})
+        return f"{self.experiment}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
 
 
 class Store:
@@ -101,22 +133,32 @@ class Store:
         found = [self._read_record(path) for path in sorted((self.root / "records").glob("*.json"))]
         return sorted(found, key=lambda record: record.created)
 
+    def write_benchmark(self, benchmark: Benchmark) -> None:
+        self._write_text(self.root / "benchmarks" / f"{benchmark.name}.json", benchmark.model_dump_json(indent=1) + "\n")
+
+    def benchmarks(self) -> list[Benchmark]:
+        """All benchmarks, oldest first."""
+        found = [self._parse(path, Benchmark) for path in sorted((self.root / "benchmarks").glob("*.json"))]
+        return sorted(found, key=lambda benchmark: benchmark.created)
+
     def rows(self, measurement: Measurement) -> pd.DataFrame:
         return pd.read_parquet(self._rows_path(measurement))
 
     def has_part(self, measurement: Measurement, part: int) -> bool:
         return self._part_path(measurement, part).is_file()
 
-    def write_part(self, measurement: Measurement, part: int, rows: pd.DataFrame, seconds: float) -> None:
+    def write_part(self, measurement: Measurement, part: int, rows: pd.DataFrame, seconds: float, places: int = 0) -> None:
         table = pa.Table.from_pandas(rows, preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"seconds": str(seconds).encode()})
+        cost = {b"seconds": str(seconds).encode(), b"places": str(places).encode()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **cost})
         self._write(self._part_path(measurement, part), lambda path: pq.write_table(table, path))
 
-    def read_parts(self, measurement: Measurement, parts: int) -> tuple[pd.DataFrame, float]:
-        """All rows in order, and the seconds they took."""
+    def read_parts(self, measurement: Measurement, parts: int) -> tuple[pd.DataFrame, float, int]:
+        """All rows in order, the seconds they took, and the places that the batches of their passes had."""
         tables = [pq.read_table(self._part_path(measurement, part)) for part in range(parts)]
         seconds = sum(float(table.schema.metadata[b"seconds"]) for table in tables)
-        return pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds
+        places = sum(int(table.schema.metadata[b"places"]) for table in tables)
+        return pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places
 
     def write(self, record: Record, rows: pd.DataFrame) -> None:
         """Keep a finished measurement; its parts, if any, go."""
@@ -135,6 +177,9 @@ class Store:
         """H x W x 3 as images/MEASUREMENT/NAME.png."""
         path = self.root / "images" / measurement.name / f"{name}.png"
         self._write(path, lambda partial: Image.fromarray(pixels).save(partial))
+
+    def has_pictures(self, measurement: Measurement) -> bool:
+        return (self.root / "images" / measurement.name).is_dir()
 
     def discard(self, measurement: Measurement) -> None:
         """Forget the parts of an unfinished measurement."""
@@ -159,8 +204,11 @@ class Store:
         return self.root / "rows" / measurement.name / f"{part:05d}.parquet"
 
     def _read_record(self, path: Path) -> Record:
+        return self._parse(path, Record)
+
+    def _parse(self, path: Path, kind: type[Kind]) -> Kind:
         try:
-            return Record.model_validate_json(path.read_text())
+            return kind.model_validate_json(path.read_text())
         except (ValidationError, UnicodeDecodeError) as error:
             raise SanbenchError(f"{path} is not a record of this version of sanbench: move it away, or mend it.") from error
 

@@ -12,7 +12,7 @@ from sanbench.evaluation.attacks import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
 from sanbench.evaluation.experiments import Protocol, evaluate
 from sanbench.evaluation.loop import Identity, Perturbation
-from sanbench.evaluation.rotations import parse_angles
+from sanbench.evaluation.rotations import Frame, parse_angles
 from sanbench.progress import Report, silent
 from sanbench.records import Record, Store
 from sanbench.report import write_report
@@ -24,36 +24,64 @@ MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What is trained and measured on fashion10k; `changes` are fields of recipe and network."""
+class Attacks:
+    """Attacks with each of their budgets on the same `limit` images; without `steps`, each attack's own."""
 
+    names: str
     eps: str
-    limit: int | None
-    steps: int | None = None  # each attack's own
+    limit: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is trained and measured on fashion10k.
+
+    sweep       resampled angles, in each of `frames`
+    networks    the preset that trained the networks, if it is another one
+    san, resnet fields of recipe and network
+    """
+
+    attacks: tuple[Attacks, ...]
     angles: str = "90,180,270,flip"
-    attacks: str = "pgd,pgd-targeted"
-    ensemble: str = ""  # budgets of the standard ensemble, and of square beside it
-    sweep: str = ""  # resampled angles
+    sweep: str = ""
+    frames: tuple[Frame, ...] = (Frame(),)
     corruptions: str = ""
     severity: str = "1:5"
+    networks: str = ""
     san: dict[str, Any] = field(default_factory=dict)
     resnet: dict[str, Any] = field(default_factory=dict)
 
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
-        eps="2/255,4/255,8/255",
-        limit=300,
+        (Attacks("pgd,pgd-targeted", "2/255,4/255,8/255", 200),),
         sweep="0:360:45",
-        san={"width": 0.5, "epochs": 8, "crops": False},
-        resnet={"epochs": 6, "crops": False},
+        san={"width": 0.5, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        resnet={"epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+    ),
+    "all": Preset(
+        (
+            Attacks("fgsm,pgd,pgd-targeted", "1/255,2/255,4/255,8/255", 200),
+            Attacks("pgd", "8/255", 200, steps=100),
+            Attacks("pgd-l2", "1/4,1/2", 200),
+            Attacks("apgd,apgd-dlr", "2/255,8/255", 100),
+            Attacks("pgd,apgd-targeted,fab,square,standard", "2/255", 32),
+        ),
+        angles="90,180,270,flip,mirror",
+        sweep="0:360:15",
+        frames=(Frame(), Frame(crop="inscribed"), Frame(mask="disc")),
+        corruptions="all",
+        networks="quick",
     ),
     "full": Preset(
-        eps="1/255,2/255,4/255,8/255,16/255",
-        limit=None,
-        attacks="fgsm,pgd,pgd-targeted,apgd,apgd-dlr,apgd-targeted,fab",
-        ensemble="1/255,2/255",
+        (
+            Attacks("fgsm,pgd,pgd-targeted,apgd,apgd-dlr,apgd-targeted,fab", "1/255,2/255,4/255,8/255,16/255"),
+            Attacks("pgd-l2", "1/4,1/2,1"),
+            Attacks("square,standard", "1/255,2/255"),
+        ),
         sweep="0:360:15",
+        frames=(Frame(), Frame(crop="inscribed"), Frame(mask="disc")),
         corruptions="all",
         san={"epochs": 30},
         resnet={"epochs": 30},
@@ -69,28 +97,28 @@ def reproduce(
     What an interruption left of a training or a measurement goes on. Raises InputError for runs with other settings.
     """
     chosen = PRESETS[preset]
+    networks = chosen.networks or preset
+    recipes = PRESETS[networks]
     store.check_writable()
     images = load_dataset("fashion10k", "test")
     records = []
     for name in MODELS:
-        changes = chosen.resnet if name.startswith("resnet") else chosen.san
+        changes = recipes.resnet if name.startswith("resnet") else recipes.san
         config = configure(name, "fashion10k", changes=changes)
-        run = Run(runs / f"{preset}-{name}")
+        run = Run(runs / f"{networks}-{name}")
         if run.exists():
             differences(run, config, 1)
         train(config, run.folder, device, progress, resume=run.exists())
         subject = run.subject()
         subject.model.to(device)
-        wanted = parse_attacks(chosen.attacks, chosen.eps, chosen.steps)
-        if chosen.ensemble:
-            wanted += parse_attacks("square,standard", chosen.ensemble)
-        attacks = bind(subject.model, wanted)
-        everything = Protocol()
         conditions: list[Perturbation] = [Identity(), *parse_angles(chosen.angles)]
-        if chosen.sweep:
-            conditions += [p for p in parse_angles(chosen.sweep) if p.setting not in [known.setting for known in conditions]]
+        for frame in chosen.frames if chosen.sweep else ():
+            seen = [known.setting for known in conditions]
+            conditions += [turned for turned in parse_angles(chosen.sweep, frame) if turned.setting not in seen]
         if chosen.corruptions:
             conditions += parse_corruptions(chosen.corruptions, chosen.severity, seed=0)
-        records += evaluate(subject, images, conditions, store, device, everything, progress)
-        records += evaluate(subject, images, attacks, store, device, Protocol(limit=chosen.limit), progress)
+        records += evaluate(subject, images, conditions, store, device, progress=progress)
+        for each in chosen.attacks:
+            attacks = bind(subject.model, parse_attacks(each.names, each.eps, each.steps))
+            records += evaluate(subject, images, attacks, store, device, Protocol(limit=each.limit), progress)
     return records, write_report(store)

@@ -9,6 +9,8 @@ from sanbench import benchmark
 from sanbench.benchmark import Case, compare, kept_for_backward, peak_memory, time_layers
 from sanbench.errors import InputError
 from sanbench.ops import cpu
+from sanbench.records import Store
+from sanbench.report import write_report
 from sanbench_cli.main import app
 
 CPU = torch.device("cpu")
@@ -22,6 +24,25 @@ def test_kept_memory_is_counted_once_and_without_parameters():
     assert kept_for_backward(lambda: model(x).sum(), model) == 4 * (5 * 8 + 5 * 16)
     with torch.no_grad():
         assert kept_for_backward(lambda: model(x).sum(), model) == 0
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+def test_training_keeps_no_more_than_a_resnet(attention):
+    """By what autograd says it keeps, and for the SAN by what the allocator says is left after the forward pass."""
+    kept = {}
+    for name in (f"san10_{attention}", "resnet26"):
+        case = Case(name, "train", 2, 96)
+        model = case.network(CPU)
+        loss = benchmark.make_loss(case, model, CPU)
+        kept[name] = kept_for_backward(loss, model)
+        if name != "resnet26":
+            loss().backward()  # gradients are there from now on
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+                held = loss()
+            left = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+            assert left == pytest.approx(kept[name], rel=0.02)
+            del held
+    assert kept[f"san10_{attention}"] <= 1.05 * kept["resnet26"]
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "attack", "train"])
@@ -74,8 +95,8 @@ def test_info_tells_what_runs():
     ("arguments", "named"),
     [(["resnet26"], "resnet26"), (["san10", "--train", "--attack"], "--train"), (["san10", "-n", "0"], "n 0"), (["s"], "'s'")],
 )
-def test_benchmarks_that_cannot_run_say_why(arguments, named):
-    outcome = CliRunner().invoke(app, ["bench", "model", "--image-size", "32", *arguments])
+def test_benchmarks_that_cannot_run_say_why(arguments, named, tmp_path):
+    outcome = CliRunner().invoke(app, ["bench", "model", "--image-size", "32", "--results", str(tmp_path), *arguments])
     assert outcome.exit_code == 2, outcome.output
     assert named in outcome.stderr
 
@@ -83,3 +104,31 @@ def test_benchmarks_that_cannot_run_say_why(arguments, named):
 def test_no_steps_are_refused():
     with pytest.raises(InputError, match="n 0"):
         compare(Case("san10_pairwise"), Case("resnet26"), 0, CPU)
+
+
+def test_benchmarks_are_kept_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_memory", lambda case, device: 7)
+    command = ["bench", "model", "san10", "--image-size", "32", "--batch-size", "1", "-n", "1", "--results", str(tmp_path)]
+    command += ["--footprint", "3", "--footprint", "5"]
+    for _ in range(2):  # the second replaces the first
+        outcome = CliRunner().invoke(app, command)
+        assert outcome.exit_code == 0, outcome.output
+    found = Store(tmp_path).benchmarks()
+    assert [one.setting["footprint"] for one in found] == [3, 5]
+    assert found[0].setting["san"] == {"model": "san10_pairwise", "footprint": 3}
+    assert found[0].setting["kernel"] == cpu.kernel()
+    assert found[0].ratio[0] == found[0].seconds["san"] / found[0].seconds["resnet"]
+    paths = write_report(Store(tmp_path))
+    assert str(tmp_path / "cost.png") in paths
+    assert "| san10_pairwise | resnet26 | evaluate | 1 | 32 | 5 |" in (tmp_path / "report.md").read_text()
+
+
+def test_layer_times_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "STAGES", ((3, 64, 3),))
+    outcome = CliRunner().invoke(app, ["bench", "ops", "--kernels", "tiled", "-n", "1", "--results", str(tmp_path)])
+    assert outcome.exit_code == 0, outcome.output
+    found = Store(tmp_path).benchmarks()
+    assert {(one.setting["attention"], one.setting["direction"]) for one in found} == {
+        (kind, way) for kind in ("pairwise", "patchwise") for way in ("forward", "backward")
+    }
+    assert all(one.seconds["tiled"] > 0 for one in found)

@@ -165,7 +165,7 @@ def test_pairs_are_tested_and_bold_only_where_the_interval_excludes_zero(tmp_pat
     clearly, hardly = record(correct=80), record("san10_patchwise", correct=52)
     store = store_with(tmp_path, clearly, hardly, record("resnet26", correct=50))
     write_report(store, "md,tex,html")
-    rows = {row[0]: row for row in rows_of((tmp_path / "report.md").read_text(), "Self-attention against ResNet")[2:]}
+    rows = {row[0]: row for row in rows_of((tmp_path / "report.md").read_text(), "Upright")[2:]}
     assert set(rows) == {"san10_pairwise", "san10_patchwise"}
     assert rows["san10_pairwise"][4].startswith("**+30.0 [")
     assert rows["san10_patchwise"][4].startswith("+2.0 [-")
@@ -216,4 +216,73 @@ def test_mean_corruption_error_is_relative_to_the_resnet(tmp_path):
 
 def test_accuracy_by_class(tmp_path):
     write_report(store_with(tmp_path, record(classes=["a", "b"])))
-    assert rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2][2:] == ["80.0 (100)", "—"]
+    assert rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2][2:] == ["80.0 (100)", "—", "100 of 2,000"]
+
+
+def test_pairs_count_the_same_worst_case_as_the_tables(tmp_path):
+    """What fell within 2/255 has fallen within 8/255, in the pairs too."""
+    small, large = attacked("san10_pairwise", "2/255", 20), attacked("san10_pairwise", "8/255", 30)
+    resnet = [attacked("resnet26", eps, 10) for eps in ("2/255", "8/255")]
+    write_report(store_with(tmp_path, small, large, *resnet))
+    pairs = rows_of((tmp_path / "report.md").read_text(), "Under attack")[2:]
+    assert [row[5] for row in pairs] == ["10 / 0", "10 / 0"]
+
+
+def test_many_angles_stand_in_rows(tmp_path):
+    turned = [record("resnet26", "rotation", correct=30, setting={"angle": angle}) for angle in range(15, 151, 15)]
+    write_report(store_with(tmp_path, record("resnet26"), *turned), "md")
+    rows = rows_of((tmp_path / "report.md").read_text(), "Rotated")
+    assert rows[0] == ["turned", "resnet26, n 100 of 2,000, aaaaaaaa"]
+    assert [row[0] for row in rows[2:5]] == ["upright", "15°", "30°"] and len(rows) == 2 + 1 + 10 + 1
+    assert rows[3][1] == f"{cell(wilson(30, 100))} (-50.0)"
+
+
+def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
+    classes = [f"thing {n}" for n in range(30)]
+    each = record(images=120, correct=90, classes=classes)
+    rows = pd.DataFrame({"index": range(120), "label": [n // 5 for n in range(120)]})  # 24 classes have images
+    rows["prediction"] = np.where(rows["index"] % 5 < rows["label"] % 6, rows["label"], 29)
+    store = Store(tmp_path)
+    store.write(each, rows)
+    write_report(store)
+    row = rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2]
+    assert row[2].split("; ") == [
+        f"thing {n} {n}: {100 * hits / 5:.1f} (5)" for n, hits in ((0, 0), (6, 0), (12, 0), (18, 0), (1, 1))
+    ]
+    assert row[3].split("; ")[0] == "thing 23 23: 100.0 (5)"
+    assert row[4] == "120 of 2,000"
+
+
+EXPERIMENTS = {
+    "Accuracy, upright": record(),
+    "Rotated images, zero-shot": record(experiment="rotation", setting={"angle": 90}),
+    "Attack: pgd": attacked("san10_pairwise", "8/255", 10),
+    "Corrupted images": record(
+        experiment="corruption", setting={"kind": "fog", "severity": 1, "definition": "as in the original benchmark"}
+    ),
+    "Accuracy by class": record(classes=["a", "b"]),
+    "Self-attention against ResNet, paired": record(),
+}
+
+
+@pytest.mark.parametrize("title", EXPERIMENTS)
+def test_every_table_says_that_images_were_limited(title, tmp_path):
+    one = EXPERIMENTS[title]
+    write_report(store_with(tmp_path, one, one.model_copy(update={"model": "resnet26", "run": "resnet"})))
+    table = rows_of((tmp_path / "report.md").read_text(), title)
+    assert all("100 of 2,000" in row for row in table[2:])
+
+
+def test_decoders_and_shrunk_images_have_sections_of_their_own(tmp_path):
+    one = record()
+    kinds = [
+        {"decoder": "PIL 12"},
+        {"decoder": "simplejpeg 1.9"},
+        {"decoder": "PIL 12", "fingerprint": "shrunk-256-abcdef0123"},
+    ]
+    kinds[1]["preprocessing"] = kinds[0]["preprocessing"] = "shorter side 256, centre crop 224"
+    write_report(store_with(tmp_path, *(one.model_copy(update={"data": one.data | kind}) for kind in kinds)))
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("### Accuracy, upright") == 3
+    assert "## fashion10k, shrunk-256: test" in text
+    assert "decoder simplejpeg 1.9, shorter side 256, centre crop 224." in text

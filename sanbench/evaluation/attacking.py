@@ -36,7 +36,7 @@ class Attack:
     """The attack `name` on `model`: every round of it on the images that are still right, the worst case of each kept.
 
     Images that the network has wrong are not robust already and are not attacked. An image leaves at the first query inside
-    the budget that does what is aimed at; survivors are put together to full pools of `batch_size` between rounds.
+    the budget that does what is aimed at, and its place in the batch goes to the next that stands (see `Guard`).
     """
 
     def __init__(
@@ -46,7 +46,10 @@ class Attack:
         self.sizes: list[tuple[int, bool]] = []
         if source is not None and not ATTACKS[name].transfers:
             accepted = ", ".join(other for other, entry in ATTACKS.items() if entry.transfers)
-            raise InputError(f"attack {name!r} is not accepted with a source: accepted are {accepted}.")
+            raise InputError(
+                f"attack {name!r} is not accepted with a source: it looks for the nearest example or the first that works, "
+                f"not the strongest. Accepted are {accepted}."
+            )
 
     @property
     def experiment(self) -> str:
@@ -67,6 +70,7 @@ class Attack:
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         columns = {name: torch.zeros_like(labels) for name in SPENT}
+        before = len(self.sizes)
         clean = self.clean(self.model, images, columns)
         victim = self.model if self.source is None else self.source.model
         logits = clean if self.source is None else self.clean(victim, images, columns)
@@ -76,23 +80,26 @@ class Attack:
         fell, member = left.clone(), torch.full_like(labels, -1)
         adversarial = images.clone()
         for turn in self.rounds(logits.shape[1]) if self.config.eps else []:
-            pool = self.batch_size if ATTACKS[turn.attack].gradients else len(images)
-            for rows in (~left).nonzero()[:, 0].split(pool):
-                aim = self.aim(turn, None if target is None else target[rows])
-                guard = Guard(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
-                made = run_round(guard, turn, indices[rows.cpu()])
-                for name in SPENT:
-                    columns[name][rows] += guard.spent[name]
-                self.sizes += guard.sizes
-                better = guard.left | ~fell[rows]
-                adversarial[rows[better]] = made[better]
-                member[rows[guard.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
-                fell[rows] |= guard.fallen
-                left[rows] |= guard.left
+            rows = (~left).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            aim = self.aim(turn, None if target is None else target[rows])
+            guard = Guard(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
+            made = run_round(guard, turn, indices[rows.cpu()])
+            for name in SPENT:
+                columns[name][rows] += guard.spent[name]
+            self.sizes += guard.sizes
+            better = guard.left | ~fell[rows]
+            adversarial[rows[better]] = made[better]
+            member[rows[guard.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
+            fell[rows] |= guard.fallen
+            left[rows] |= guard.left
         columns |= {"clean_prediction": clean.argmax(1)} | self.controls(victim, images, logits, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": member} if entry.members else {}
-        return self.checked(images, adversarial, columns)
+        perturbed = self.checked(images, adversarial, columns)
+        batches = len(self.sizes) - before + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
+        return perturbed._replace(places=batches * self.batch_size)
 
     def rounds(self, classes: int) -> Iterable[Round]:
         """In order. Raises InputError for too few classes."""

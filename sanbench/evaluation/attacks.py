@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torchattacks
 from torch import Tensor
 
@@ -76,30 +77,30 @@ class Entry:
     targets: bool = False  # a round for each of `config.targets` classes
     fewest_classes: int = 2
     bounded: bool = True
-    gradients: bool = True
     transfers: bool = False  # what it returns is its strongest example, not the nearest
     members: tuple[str, ...] = ()
 
 
 def fgsm(guard: Guard, turn: Round) -> Tensor:
-    return averaged(guard, torchattacks.FGSM(guard, float(turn.config.eps)))
+    return stepped(guard, torchattacks.FGSM(guard, float(turn.config.eps)))
 
 
 def pgd(guard: Guard, turn: Round) -> Tensor:
     """x <- clip(x + step_size * sign(grad)), from a uniform random start in the ball (Madry et al. 2018)."""
     c = turn.config
-    return averaged(guard, torchattacks.PGD(guard, float(c.eps), float(c.step_size), c.steps, random_start=True))
+    return stepped(guard, torchattacks.PGD(guard, float(c.eps), float(c.step_size), c.steps, random_start=True))
 
 
 def pgd_l2(guard: Guard, turn: Round) -> Tensor:
     c = turn.config
-    return averaged(guard, torchattacks.PGDL2(guard, float(c.eps), float(c.step_size), c.steps, random_start=True))
+    return stepped(guard, torchattacks.PGDL2(guard, float(c.eps), float(c.step_size), c.steps, random_start=True))
 
 
-def averaged(guard: Guard, attack: Any) -> Tensor:
-    """Ascends the loss of the label or descends that of the target; torchattacks averages it over the images it is given."""
-    guard.gradient_scale = float(len(guard.labels))
+def stepped(guard: Guard, attack: Any) -> Tensor:
+    """Ascends the cross-entropy of the label or descends that of the target."""
     target = guard.aim.target
+    sign, classes = (1, guard.labels) if target is None else (-1, target)
+    guard.loss = lambda logits, rows: sign * cross_entropy(logits, classes[rows])
     if target is not None:
         attack.set_mode_targeted_by_function(lambda _, __: target, quiet=True)
     final: Tensor = attack(guard.images, guard.labels)
@@ -112,18 +113,28 @@ def apgd(guard: Guard, turn: Round, loss: str) -> Tensor:
     """Steps that halve where the loss stalls (Croce and Hein 2020). The targeted loss is the paper's DLR of equation 7."""
     c = turn.config
     attack = torchattacks.APGD(guard, NORMS[c.norm], float(c.eps), c.steps, loss="ce" if loss == "ce" else "dlr")
+    told = cross_entropy if loss == "ce" else attack.dlr_loss
+    guard.loss = lambda logits, rows: told(logits, guard.labels[rows])
     if loss == "targeted":
         target = guard.clean.argsort(1)[:, -turn.target]
         attack.dlr_loss = lambda logits, labels: targeted_dlr(logits, labels, target)
+        guard.loss = lambda logits, rows: targeted_dlr(logits, guard.labels[rows], target[rows])
     best: Tensor = attack.attack_single_run(guard.images, guard.labels)[0]
     return best
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return F.cross_entropy(logits, classes, reduction="none")
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """-(z_label - z_target) / (z_(1) - (z_(3) + z_(4)) / 2), z_(k) the k-th largest: N."""
     ordered = logits.sort(1, descending=True).values
-    own, other = (logits.gather(1, classes[:, None])[:, 0] for classes in (labels, targets))
-    return (other - own) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+    return (pick(logits, targets) - pick(logits, labels)) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+
+
+def pick(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None])[:, 0]
 
 
 def fab(guard: Guard, turn: Round) -> Tensor:
@@ -131,6 +142,8 @@ def fab(guard: Guard, turn: Round) -> Tensor:
     c = turn.config
     attack = torchattacks.FAB(guard, NORMS[c.norm], float(c.eps), c.steps, multi_targeted=True)
     attack.target_class = turn.target
+    target = guard.clean.argsort(1)[:, -turn.target]
+    guard.loss = lambda logits, rows: pick(logits, target[rows]) - pick(logits, guard.labels[rows])
     nearest: Tensor = attack.attack_single_run_targeted(guard.images, guard.labels, use_rand_start=turn.restart > 0)
     return nearest
 
@@ -165,7 +178,7 @@ ATTACKS: dict[str, Entry] = {
         fewest_classes=4,
     ),
     "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False),
-    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), gradients=False),
+    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8))),
     "standard": Entry(pgd, 1, shown=(), about=(("members", list(STANDARD)),), fewest_classes=4, members=STANDARD),
 }
 

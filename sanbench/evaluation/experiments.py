@@ -1,7 +1,7 @@
 """Experiments: a trained network, images and perturbations become rows and records, part by part."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sanbench.data import Images, Source, batches, load_dataset, subset
+from sanbench.data import Images, Source, batches, dead_workers_named, default_workers, load_dataset, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
-from sanbench.evaluation.loop import Perturbation, Rows, measure
+from sanbench.evaluation.loop import Perturbation, Rows, measure, without_border
 from sanbench.evaluation.masking import all_flags, own_flags
 from sanbench.evaluation.processes import run_shards
 from sanbench.models import Classifier
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
+from sanbench.models.foreign import load_foreign
 from sanbench.progress import Progress, Report, silent
 from sanbench.records import Measurement, Record, Store
 
@@ -26,29 +27,64 @@ PART = 256  # images between two points from which an interrupted measurement go
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network under test and what a record must say of its past."""
+    """A trained network under test and what a record must say of its past; what a file does not tell is missing or None.
+
+    data   what it was trained on, name and root, and how photographs are shown to it: image_size and where stated
+           resize and interpolation
+    asked  what of resize, crop and interpolation a command asked for
+    """
 
     model: Classifier
     weights: str
     run: str
-    data: dict[str, Any]  # what it was trained on: name, root, image_size
+    data: dict[str, Any]
     training: dict[str, Any]
     selection: str
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, checkpoint: Path, run: str) -> "Subject":
-        """From a checkpoint that training wrote. Raises InputError or SanbenchError as `load_model`."""
+        """From a checkpoint that training or an import wrote. Raises InputError or SanbenchError as `load_model`."""
         content = read_checkpoint(checkpoint)
         model = rebuild(content, checkpoint)
-        training = {name: content[name] for name in ("recipe", "seed", "epoch", "train_images", "train_seconds")}
+        told = ("recipe", "seed", "epoch", "train_images", "train_seconds", "imported")
+        training = {name: content[name] for name in told if name in content}
         return cls(model, weights_hash(model.state_dict()), run, content["data"], training, content["selection"])
 
+    @classmethod
+    def foreign(cls, name: str, weights: Path, **chosen: Any) -> "Subject":
+        """Another's network, see `load_foreign`, which raises; the weights' file gives it the name of a run."""
+        model, view = load_foreign(name, weights, **chosen)
+        data = {"name": None, "root": "data", "image_size": view.crop, **view.model_dump(include={"resize", "interpolation"})}
+        asked = {name: value for name, value in chosen.items() if name in ("resize", "crop", "interpolation")}
+        return cls(model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked)
 
-def test_images(subject: Subject, name: str | None, root: Path | None) -> Images:
-    """The test split of the data that the subject was trained on, or of another set or place."""
-    trained = subject.data
-    source = Source(root or Path(trained["root"]), trained["image_size"])
-    return load_dataset(name or trained["name"], "test", source)
+
+def test_images(subject: Subject, name: str | None, root: Path | None, decoder: str) -> Images:
+    """The test split of the data that the subject was trained on, or of another set or place.
+
+    Raises InputError if neither is known, and for images that cannot be shown as the subject asks for.
+    """
+    place = root or Path(subject.data["root"])
+    name = name or subject.data["name"]
+    if name is None:
+        raise InputError(f"{subject.model.spec.name} does not say what it was trained on: name a data set with --data.")
+    stated = {option: subject.data[option] for option in ("image_size", "resize", "interpolation") if option in subject.data}
+    images = load_dataset(name, "test", Source(place, decoder=decoder, **stated))
+    if not images.preprocessing:
+        side = images.read([0]).shape[-1]
+        for option, value in subject.asked.items():
+            if (option, value) != ("crop", side):
+                raise InputError(f"{option} {value} is not accepted: the images of {name} stay as they are, {side} x {side}.")
+    return images
+
+
+def image_side(subject: Subject) -> int:
+    """Of the images that the subject was trained on; what photographs are cropped to, where the data is not told."""
+    name = subject.data["name"]
+    if name is None or name == "imagenet" or name.startswith("folder:"):
+        return int(subject.data["image_size"])
+    return test_images(subject, None, None, "pil").read([0]).shape[-1]
 
 
 @dataclass(frozen=True)
@@ -61,7 +97,7 @@ class Protocol:
     limit: int | None = None
     seed: int = 0
     batch_size: int = 64
-    workers: int = 0
+    workers: int | None = None  # see `default_workers`
     force: bool = False
     nproc: int = 1
     save_images: int = 0
@@ -86,12 +122,14 @@ def evaluate(
             f"{images.name} has {len(images.classes)} classes, but {subject.run} tells {subject.model.spec.num_classes} apart."
         )
     store.check_writable()
+    images.border = max((getattr(perturbation, "border", 0) for perturbation in perturbations), default=0)
     chosen = subset(images, protocol.limit, protocol.seed)
     data = {
         "name": images.name,
         "split": images.split,
         "fingerprint": images.fingerprint,
         "decoder": images.decoder,
+        **({"preprocessing": images.preprocessing} if images.preprocessing else {}),
         "images": len(chosen),
         "of": len(images),
         "subset_seed": protocol.seed if len(chosen) < len(images) else None,
@@ -121,6 +159,9 @@ def evaluate(
         measure_in_processes(job, rest, device, progress)
     else:
         measure_parts(job, rest, device, progress)
+    if protocol.save_images:
+        unseen = [c for c in conditions if c not in missing and not store.has_pictures(c.measurement)]
+        redraw(Job(subject, images, unseen, store, protocol), chosen[: protocol.save_images], device)
     for measurement, _ in missing:
         records[measurement.key] = finish(measurement, subject, images, chosen, len(parts), store, device)
     return flagged([record for record in records.values() if record is not None], store)
@@ -159,11 +200,12 @@ def measure_parts(job: Job, parts: Mapping[int, list[int]], device: torch.device
     reader = batches(job.images, list(parts.values()), job.protocol.workers)
     stream = ((batch, [c.perturbation for c in needed[n]]) for batch, n in zip(reader, parts, strict=True))
     outcomes = measure(job.subject.model, stream, device, job.protocol.batch_size)
-    for done, (part, outcome) in enumerate(zip(parts, outcomes, strict=True), start=1):
-        for condition, rows in zip(needed[part], outcome, strict=True):
-            save_examples(job, condition.measurement, part, rows)
-            job.store.write_part(condition.measurement, part, rows.frame, rows.seconds)
-        progress(Progress(f"{job.subject.run} {job.images.name}", done, len(parts)))
+    with dead_workers_named():
+        for done, (part, outcome) in enumerate(zip(parts, outcomes, strict=True), start=1):
+            for condition, rows in zip(needed[part], outcome, strict=True):
+                save_examples(job, condition.measurement, part, rows)
+                job.store.write_part(condition.measurement, part, rows.frame, rows.seconds, rows.perturbed.places)
+            progress(Progress(f"{job.subject.run} {job.images.name}", done, len(parts)))
 
 
 def measure_in_processes(job: Job, parts: Mapping[int, list[int]], device: torch.device, progress: Report) -> None:
@@ -171,6 +213,8 @@ def measure_in_processes(job: Job, parts: Mapping[int, list[int]], device: torch
     numbers = list(parts)
     shards = [{n: parts[n] for n in numbers[rank :: job.protocol.nproc]} for rank in range(job.protocol.nproc)]
     job.subject.model.cpu()
+    workers = default_workers(job.images, job.protocol.nproc) if job.protocol.workers is None else job.protocol.workers
+    job = replace(job, protocol=replace(job.protocol, workers=workers))
     run_shards(
         measure_shard, job, [shard for shard in shards if shard], device, progress, f"{job.subject.run} {job.images.name}"
     )
@@ -182,18 +226,35 @@ def measure_shard(job: Job, shard: Mapping[int, list[int]], device: torch.device
     measure_parts(job, shard, device)
 
 
+def redraw(job: Job, indices: list[int], device: torch.device) -> None:
+    """Examples of what was measured before without them: they depend on the image alone, so they are the same."""
+    attacks = [c for c in job.conditions if c.measurement.experiment in ("attack", "transfer")]
+    stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(job.images, [indices] if attacks else [], 0))
+    for outcome in measure(job.subject.model, stream, device, job.protocol.batch_size):
+        for condition, rows in zip(attacks, outcome, strict=True):
+            save_examples(job, condition.measurement, 0, rows)
+
+
 def save_examples(job: Job, measurement: Measurement, part: int, rows: Rows) -> None:
-    """Clean image, 8-bit adversarial image and their difference, magnified around grey so that the budget just fits."""
+    """Clean image, 8-bit adversarial image and their difference, magnified around grey so that the budget just fits.
+
+    `00012-tench-clean.png` and `00012-tench-adversarial-as-goldfish.png`: what is shown, and what the network took it for.
+    """
     wanted = range(min(job.protocol.save_images - part * PART, len(rows.frame)))
     if rows.perturbed.rounded is None or not wanted:
         return
-    indices = rows.frame["index"].tolist()[: len(wanted)]
-    for clean, adversarial, index in zip(job.images.read(indices), rows.perturbed.rounded, indices, strict=False):
+    indices, labels, predictions = (rows.frame[name].tolist()[: len(wanted)] for name in ("index", "label", "prediction"))
+    names = ["".join(c if c.isalnum() else "_" for c in name) for name in job.images.classes]
+    originals = without_border(job.images.read(indices), job.images.border)
+    pairs = zip(originals, rows.perturbed.rounded, strict=False)
+    for (clean, adversarial), index, label, taken in zip(pairs, indices, labels, predictions, strict=True):
         before, after = (x.permute(1, 2, 0).cpu().double().numpy() for x in (clean / 255, adversarial))
         largest = max(abs(after - before).max(), 1 / 255)
-        views = {"clean": before, "adversarial": after, "difference": 0.5 + (after - before) / largest / 2}
+        difference = 0.5 + (after - before) / largest / 2
+        views = {"clean": before, f"adversarial-as-{names[taken]}": after, "difference": difference}
         for name, view in views.items():
-            job.store.write_picture(measurement, f"{index:05d}-{name}", (view * 255).round().astype(np.uint8))
+            pixels = (view * 255).round().astype(np.uint8)
+            job.store.write_picture(measurement, f"{index:05d}-{names[label]}-{name}", pixels)
 
 
 def finish(
@@ -206,16 +267,17 @@ def finish(
     device: torch.device,
 ) -> Record:
     """Merge the parts of a measurement into its rows and its record."""
-    rows, seconds = store.read_parts(measurement, parts)
+    rows, seconds, places = store.read_parts(measurement, parts)
     if rows["index"].tolist() != chosen:
         raise SanbenchError(f"The parts of {measurement.name} do not hold each image once: repeat with --force.")
     record = Record(
         **measurement.model_dump(),
         run=subject.run,
-        counts=count(rows, measurement.setting.get("members", [])),
+        counts=count(rows, measurement.setting.get("members", [])) | ({"places": places} if places else {}),
         extremes={norm: float(rows[norm].max()) for norm in ("linf", "l2") if norm in rows},
         training=subject.training,
         selection=subject.selection,
+        normalisation={name: list(getattr(subject.model.spec, name)) for name in ("mean", "std")},
         classes=images.classes,
         flags=own_flags(rows, measurement.setting) if measurement.experiment == "attack" else [],
         versions=versions(),

@@ -1,7 +1,7 @@
 """The network as an attack sees it: counts its passes, keeps what falls, and spends nothing on images that have fallen."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,33 @@ class Aim(NamedTuple):
     leaves: bool = True  # False: keep to the last step (examples that shall fool other networks)
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits n x classes and their rows in the pool -> what each image ascends: n
+
+
+class Differentiated(torch.autograd.Function):
+    """Logits of images whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None, None
+
+
 class Guard(nn.Module):
     """`guard(x)` gives the logits of a pool of images; x has a row for each image, or for each that has not fallen.
 
-    Rows of images that have fallen are not computed: they get the logits they fell with, and no gradient.
+    Rows of images that have fallen are not computed: they get the logits they fell with, and no gradient. Those that stand
+    are put together to batches of `batch_size` anew in every query, so that all but the last one are full.
 
+    The network goes back batch by batch as it is queried, so that the memory of one batch is enough for a pool of any size.
+    For that the attack tells its `loss`; the gradient of each image is that of its own loss, whatever torchattacks averages.
+
+    loss         what the attack ascends
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
     left         has done what the aim asks: N
@@ -51,7 +73,7 @@ class Guard(nn.Module):
         self.left = self.fallen.clone()
         self.alive = torch.arange(len(labels), device=labels.device)  # rows that have not left
         self.spent = {name: torch.zeros_like(labels) for name in ("forward_passes", "backward_passes", "dead_gradients")}
-        self.gradient_scale = 1.0
+        self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
 
     def rows(self, count: int) -> Sequence[int]:
@@ -71,18 +93,34 @@ class Guard(nn.Module):
         alive = self.alive
         if len(alive) == 0:
             raise AllFallen
-        inner = x[alive] if whole and len(alive) < len(x) else x
-        if x.requires_grad:
-            inner = inner.view_as(inner)
-            inner.register_hook(lambda gradient: self.look(alive, gradient))
-        with torch._C.DisableTorchFunction():  # a network's own random numbers are its own
-            logits = torch.cat([self.model(chunk) for chunk in inner.split(self.batch_size)])
-        self.sizes += [(len(chunk), x.requires_grad) for chunk in inner.split(self.batch_size)]
-        self.spent["forward_passes"][alive] += 1
-        self.judge(alive, inner.detach(), logits.detach())
+        inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
+        batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
+        answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
+        logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
+        self.judge(alive, inner, logits)
         if whole and len(alive) < len(x):
-            logits = self.last.index_put((alive,), logits)
-        return logits if x.requires_grad else self.without_ties(logits, whole, alive)
+            logits = self.last.clone()
+        if not x.requires_grad:
+            return self.without_ties(logits, whole, alive)
+        if len(alive) < len(x):
+            gradient = torch.zeros_like(x).index_copy(0, alive, gradient)
+        answer: Tensor = Differentiated.apply(x, logits, gradient.contiguous())  # torchattacks views it
+        return answer
+
+    def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        """Logits of one batch, and with `back` the gradient of each image (else the images)."""
+        self.sizes.append((len(x), back))
+        self.spent["forward_passes"][rows] += 1
+        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own
+            x = x.detach().requires_grad_(back)
+            logits: Tensor = self.model(x)
+            if not back:
+                return logits, x
+            (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
+        size = gradient.flatten(1).abs().amax(1)
+        self.spent["backward_passes"][rows] += 1
+        self.spent["dead_gradients"][rows] += (size == 0) | ~size.isfinite()
+        return logits.detach(), gradient
 
     @torch.no_grad()
     def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
@@ -100,14 +138,6 @@ class Guard(nn.Module):
         if self.aim.leaves:
             self.left[alive[done]] = True
             self.alive = alive[~done]
-
-    @torch.no_grad()
-    def look(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient undoes a loss averaged over the pool; rows that an attack cannot follow are counted."""
-        size = gradient.flatten(1).abs().amax(1)
-        self.spent["backward_passes"][rows] += 1
-        self.spent["dead_gradients"][rows] += (size == 0) | ~size.isfinite()
-        return (gradient * self.gradient_scale).contiguous()  # torchattacks views it; networks may work in channels_last
 
     def without_ties(self, logits: Tensor, whole: bool, alive: Tensor) -> Tensor:
         """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""

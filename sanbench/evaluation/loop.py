@@ -16,10 +16,11 @@ class Perturbed(NamedTuple):
     images: Tensor  # N x 3 x H x W in [0, 1]
     columns: dict[str, Tensor]  # N each: what the rows shall say about the perturbation
     rounded: Tensor | None = None  # the same in 8 bits, where that has to be inside a budget
+    places: int = 0  # in the batches that the network was shown while they were made
 
 
 class Perturbation(Protocol):
-    """What happens to images before the network sees them."""
+    """What happens to images before the network sees them. One with a `border` is given so many pixels around the input too."""
 
     @property
     def experiment(self) -> str: ...
@@ -61,15 +62,20 @@ def measure(
     """
     for batch, perturbations in stream:
         with evaluating(model):
-            images = batch.images.to(device).float() / 255
+            images = batch.images.to(device, non_blocking=True).float() / 255
             labels = batch.labels.to(device)
             outcome = []
             for perturbation in perturbations:
                 started = time.perf_counter()
-                perturbed = perturbation(images, labels, batch.indices)
+                given = without_border(images, batch.border - getattr(perturbation, "border", 0))
+                perturbed = perturbation(given, labels, batch.indices)
                 rows = score(model, perturbed, batch.indices, labels, batch_size)
                 outcome.append(Rows(rows, perturbed, time.perf_counter() - started))
         yield outcome
+
+
+def without_border(images: Tensor, border: int) -> Tensor:
+    return images[..., border:-border, border:-border] if border else images
 
 
 @torch.no_grad()

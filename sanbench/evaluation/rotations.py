@@ -1,10 +1,11 @@
 """Zero-shot generalisation to rotated images (experiment 9 of the paper).
 
 Multiples of 90 degrees are exact. Any other angle is resampled, and its record declares interpolation, fill, crop and mask.
-Images are cropped to the network's input first and rotated then.
+Images are cropped to the network's input first and rotated then; or, where the data set resizes them to more than that, rotated
+first and cropped then, so that real pixels come into the corners. Which of the two stands in the record.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -21,6 +22,7 @@ INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST, "bilinear": Interpolatio
 FILLS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 CROPS = ("none", "inscribed")
 MASKS = ("none", "disc")
+ORDERS = ("crop-first", "rotate-first")
 WORDS = {"flip": 2, "mirror": 3}  # upside down: rows reversed; left to right: columns reversed
 
 
@@ -30,12 +32,14 @@ class Frame:
 
     crop  inscribed: at every angle, 0 included, the centre square of side / sqrt 2, which no angle fills, resized to the side
     mask  disc: at every angle, 0 included, everything outside the inscribed circle is filled, so that corners tell nothing
+    border  pixels on each side of the input that are rotated too, before the crop (an inscribed square is then that of both)
     """
 
     interpolation: str = "bilinear"
     fill: str = "black"
     crop: str = "none"
     mask: str = "none"
+    border: int = 0
 
     def __post_init__(self) -> None:
         for field, known in {"interpolation": INTERPOLATIONS, "fill": FILLS, "crop": CROPS, "mask": MASKS}.items():
@@ -49,6 +53,8 @@ class Frame:
     @property
     def setting(self) -> dict[str, Any]:
         order = "cropped to the input, then rotated"
+        if self.border:
+            order = f"rotated with {self.border} pixels more on each side, then cropped to the input"
         return {name: getattr(self, name) for name in ("interpolation", "fill", "crop", "mask")} | {"order": order}
 
     def turn(self, images: Tensor, angle: float) -> Tensor:
@@ -59,13 +65,18 @@ class Frame:
         return turned
 
     def show(self, images: Tensor) -> Tensor:
-        side = min(images.shape[2:])
+        side = min(images.shape[2:]) - 2 * self.border
+        if self.border and self.crop == "none":
+            images = F.center_crop(images, [side, side])
         if self.mask == "disc":
-            places = torch.arange(side, device=images.device) - (side - 1) / 2
-            outside = places.square()[:, None] + places.square()[None, :] > (side / 2) ** 2
+            shown = min(images.shape[2:])
+            places = torch.arange(shown, device=images.device) - (shown - 1) / 2
+            outside = places.square()[:, None] + places.square()[None, :] > (shown / 2) ** 2
             images = images.masked_fill(outside, FILLS[self.fill])
         if self.crop == "inscribed":
-            inner = F.center_crop(images, [int(side / sqrt(2))] * 2)
+            whole = min(images.shape[2:])
+            inscribed = int(whole / sqrt(2))
+            inner = F.center_crop(images, [inscribed - (whole - inscribed) % 2] * 2)  # exactly in the centre
             images = F.resize(inner, [side, side], InterpolationMode.BILINEAR, antialias=True)
         return images
 
@@ -83,6 +94,10 @@ class Rotation:
         exact = self.angle % 90 == 0 and not self.frame.changes_upright
         return {"angle": self.angle} | ({} if exact else self.frame.setting)
 
+    @property
+    def border(self) -> int:
+        return self.frame.border
+
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         return Perturbed(self.frame.show(self.frame.turn(images, self.angle)), {})
 
@@ -98,6 +113,10 @@ class Flip:
     @property
     def setting(self) -> dict[str, Any]:
         return {"angle": self.word} | (self.frame.setting if self.frame.changes_upright else {})
+
+    @property
+    def border(self) -> int:
+        return self.frame.border
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         return Perturbed(self.frame.show(images.flip(WORDS[self.word])), {})
@@ -117,6 +136,17 @@ def parse_angles(text: str, frame: Frame = Frame()) -> list[Perturbation]:
             turned = Rotation(int(angle) if angle == int(angle) else angle, frame)
             found[angle] = turned if angle or frame.changes_upright else Identity()
     return list(found.values())
+
+
+def parse_order(order: str, frame: Frame, name: str, widest: int) -> Frame:
+    """`frame` with what data set `name` has around the input, if that rotates too. Raises InputError if nothing."""
+    if order not in ORDERS:
+        raise unknown("order", order, ORDERS)
+    if order == "crop-first":
+        return frame
+    if widest == 0:
+        raise InputError(f"order rotate-first is not accepted for {name}: its images are no larger than the network's input.")
+    return replace(frame, border=widest)
 
 
 def parse_range(word: str) -> list[float]:

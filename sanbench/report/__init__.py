@@ -7,9 +7,10 @@ import pandas as pd
 
 from sanbench.errors import unknown
 from sanbench.evaluation.statistics import wilson
-from sanbench.figures import draw_robustness
+from sanbench.figures import SWEEPS, draw_cost, draw_robustness, sweeps
 from sanbench.records import Record, Store
 from sanbench.report.comparisons import comparison_section, per_class_section
+from sanbench.report.cost import COST_PICTURE, cost_section
 from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
 from sanbench.report.sections import (
     Rows,
@@ -49,7 +50,10 @@ def write_report(store: Store, formats: str = "md,csv") -> list[str]:
     files: dict[str, Any] = {}
     documents = [word for word in wanted if word in DOCUMENTS]
     if documents:
-        blocks = contents(records, store.rows)
+        benchmarks = store.benchmarks()
+        blocks = contents(records, store.rows) + cost_section(benchmarks)
+        if any(sweeps(benchmarks, varied) for varied in SWEEPS):
+            files[COST_PICTURE] = lambda path: draw_cost(benchmarks, path)
         files |= {f"report.{word}": DOCUMENTS[word](blocks) for word in documents}
         for title, group in by_data(records).items():
             if any(record.experiment in ("rotation", "attack") for record in group):
@@ -70,12 +74,16 @@ def newest(records: Sequence[Record]) -> list[Record]:
 
 def by_data(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records on the same images, by the name a reader knows them by."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.data["name"], record.data["split"], record.data["fingerprint"]), []).append(record)
+        deciding = ("name", "split", "fingerprint", "preprocessing", "decoder")
+        groups.setdefault(tuple(record.data.get(key, "") for key in deciding), []).append(record)
     named: dict[str, list[Record]] = {}
-    for (name, _, fingerprint), group in groups.items():
-        named[name if name not in named else f"{name} ({fingerprint[:8]})"] = group
+    for (name, _, fingerprint, preprocessing, decoder), group in groups.items():
+        shrunk, digest = fingerprint.rpartition("-")[::2]  # see `sanbench.data.folders.fingerprint`
+        title = name + (f", {shrunk}" if shrunk else "")
+        titles = (title, f"{title} ({digest[:8]})", f"{title} ({digest[:8]}, {preprocessing}, {decoder})")
+        named[next(title for title in titles if title not in named)] = group
     return named
 
 
@@ -106,8 +114,8 @@ def flat(record: Record) -> dict[str, Any]:
         "model": record.model,
         "run": record.run,
         "weights": record.weights,
-        "training_seed": record.training["seed"],
-        "epoch": record.training["epoch"],
+        "training_seed": record.training.get("seed"),
+        "epoch": record.training.get("epoch"),
         "selection": record.selection,
         **{f"data_{name}": value for name, value in record.data.items()},
         **record.setting,

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from sanbench.evaluation.statistics import holm, paired_difference, wilson
 from sanbench.models import MODELS
 from sanbench.records import Record
 from sanbench.report.rendering import Block, Bold, Heading, Table, Text
-from sanbench.report.sections import Rows, condition
+from sanbench.report.sections import Rows, condition, identity, still_right
 
 CLASSES_SHOWN = 20  # a table with more columns is for a CSV reader
+ENDS_SHOWN = 5
 LEVEL = 0.05
+TITLES = {
+    "accuracy": "Upright",
+    "rotation": "Rotated",
+    "attack": "Under attack",
+    "transfer": "Under transferred attacks",
+    "corruption": "Corrupted",
+}
 
 
 def pairs(group: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -25,19 +35,22 @@ def pairs(group: Sequence[Record]) -> list[tuple[Record, Record]]:
             and (other.experiment, other.setting, other.data) == (record.experiment, record.setting, record.data)
         ]
         if alike:
-            found.append((record, min(alike, key=lambda other: other.training["seed"] != record.training["seed"])))
+            found.append((record, min(alike, key=lambda other: other.training.get("seed") != record.training.get("seed"))))
     return found
 
 
 def comparison_section(group: Sequence[Record], rows: Rows) -> list[Block]:
-    compared = pairs(group)
-    if not compared:
-        return []
-    differences = []
-    for record, baseline in compared:
-        both = rows(record).merge(rows(baseline), on=["index", "label"], validate="one_to_one", suffixes=("", "_baseline"))
-        own, other = (both[name].eq(both["label"]).to_numpy() for name in ("prediction", "prediction_baseline"))
-        differences.append(paired_difference(own, other))
+    """A table for each experiment, corrected for its own tests."""
+    blocks: list[Block] = []
+    for experiment in dict.fromkeys(record.experiment for record in group):
+        compared = [pair for pair in pairs(group) if pair[0].experiment == experiment]
+        if compared:
+            blocks += comparison(experiment, compared, group, rows)
+    return [Heading("Self-attention against ResNet, paired", 3), *blocks] if blocks else []
+
+
+def comparison(experiment: str, compared: Sequence[tuple[Record, Record]], group: Sequence[Record], rows: Rows) -> list[Block]:
+    differences = [paired_difference(*(still_right(each, group, rows) for each in pair)) for pair in compared]
     lines = []
     for (record, baseline), d, adjusted in zip(compared, differences, holm([d.p for d in differences]), strict=True):
         text = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
@@ -46,32 +59,50 @@ def comparison_section(group: Sequence[Record], rows: Rows) -> list[Block]:
                 "network": record.model,
                 "against": baseline.model,
                 "condition": condition(record),
-                "n": f"{record.data['images']:,}",
+                "n": identity(record)["n"],
                 "difference": Bold(text) if d.excludes_zero and adjusted < LEVEL else text,
                 "right alone": f"{d.only_first} / {d.only_second}",
                 "p": f"{d.p:.2g}",
                 "p, Holm": f"{adjusted:.2g}",
             }
         )
+    budgets = " Under attack: right within this and every smaller budget of the table, as in the tables of attacks."
     about = (
         "Top-1 of the SAN minus that of its ResNet on the same images, in points, with Newcombe's 95% interval for pairs. "
         "Right alone: images that only the SAN / only the ResNet has right. p: exact McNemar test, and after Holm's "
         f"correction for the {len(lines)} tests of this table. Bold: the interval excludes 0 and the corrected p is below 0.05."
     )
-    return [Heading("Self-attention against ResNet, paired", 3), Text(about), Table(lines)]
+    return [Heading(TITLES[experiment], 4), Text(about + (budgets if experiment == "attack" else "")), Table(lines)]
 
 
 def per_class_section(group: Sequence[Record], rows: Rows) -> list[Block]:
-    lines = []
+    """All classes, or of many the best and the worst ones."""
+    lines, extremes = [], []
     for record in group:
-        if record.experiment != "accuracy" or not 0 < len(record.classes) <= CLASSES_SHOWN:
+        if record.experiment != "accuracy" or not record.classes:
             continue
         frame = rows(record)
         right = frame["prediction"].eq(frame["label"]).groupby(frame["label"]).agg(["sum", "count"])
         line = {"network": record.model, "weights": record.weights[:8]}
+        if len(record.classes) > CLASSES_SHOWN:
+            extremes.append(line | best_and_worst(right, record.classes) | {"n": identity(record)["n"]})
+            continue
         for label, name in enumerate(record.classes):
             hits, total = map(int, right.loc[label]) if label in right.index else (0, 0)
             line[name] = f"{100 * wilson(hits, total).value:.1f} ({total})" if total else "—"
-        lines.append(line)
+        lines.append(line | {"n": identity(record)["n"]})
     text = Text("Top-1 on upright images by class; in parentheses the number of images.")
-    return [Heading("Accuracy by class", 3), text, Table(lines)] if lines else []
+    tables = [Table(found) for found in (lines, extremes) if found]
+    return [Heading("Accuracy by class", 3), text, *tables] if tables else []
+
+
+def best_and_worst(right: pd.DataFrame, classes: Sequence[str]) -> dict[str, str]:
+    """`tench 0: 98.0 (50); ...` for the ends of the list; of equal classes the worst are those of lower index."""
+    order = (right["sum"] / right["count"]).sort_values(kind="stable").index
+
+    def text(label: int) -> str:
+        hits, total = map(int, right.loc[label])
+        return f"{classes[label]} {label}: {100 * wilson(hits, total).value:.1f} ({total})"
+
+    ends = {f"worst {ENDS_SHOWN}": order[:ENDS_SHOWN], f"best {ENDS_SHOWN}": order[::-1][:ENDS_SHOWN]}
+    return {title: "; ".join(map(text, labels)) for title, labels in ends.items()}

@@ -92,6 +92,9 @@ TEX = {
 }
 
 
+LEVELS = ("section", "subsection", "subsubsection", "paragraph")
+
+
 def latex(blocks: Sequence[Block]) -> str:
     """A fragment for \\input: needs booktabs and graphicx."""
     return "\n\n".join(map(latex_block, blocks)) + "\n"
@@ -100,7 +103,7 @@ def latex(blocks: Sequence[Block]) -> str:
 def latex_block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"\\{'sub' * (level - 1)}section*{{{escaped(text)}}}"
+            return f"\\{LEVELS[level - 1]}*{{{escaped(text)}}}"
         case Text(text):
             return escaped(text)
         case Picture(file, _):

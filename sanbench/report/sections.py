@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sanbench.evaluation.corruptions import ORIGINAL
 from sanbench.evaluation.masking import FLAGS
@@ -15,6 +16,9 @@ from sanbench.records import Record
 from sanbench.report.rendering import Block, Heading, Table, Text
 
 Rows = Callable[[Record], pd.DataFrame]
+
+
+WIDEST = 8  # angles in columns
 
 
 def network_order(record: Record) -> int:
@@ -35,7 +39,7 @@ def by_subject(records: Sequence[Record]) -> dict[tuple[str, str, int, int | Non
 def identity(record: Record) -> dict[str, str]:
     data = record.data
     n = f"{data['images']:,}" if data["images"] == data["of"] else f"{data['images']:,} of {data['of']:,}"
-    return {"n": n, "seed": str(record.training["seed"]), "weights": record.weights[:8]}
+    return {"n": n, "seed": str(record.training.get("seed", "—")), "weights": record.weights[:8]}
 
 
 def cell(value: Proportion | None) -> str:
@@ -126,11 +130,20 @@ def rotation_section(group: Sequence[Record], rows: Rows) -> list[Block]:
                 drop = f" ({100 * (value.value - upright[key].value):+.1f})" if value and key in upright else ""
                 line[turned(angle)] = cell(value) + drop
             lines.append(line | identity(own[0]))
+        if len(angles) > WIDEST:
+            lines = transposed(lines)
         text = "Top-1 on images turned clockwise, flip is upside down, mirror left to right; in parentheses the difference "
         text += "to upright in points." + (f" Declared: {view_name(declared)}." if declared else "")
         title = "Rotated images, zero-shot" + (f": {view_name(declared)}" if declared else "")
         blocks += [Heading(title, 3), Text(text), Table(lines)]
     return blocks
+
+
+def transposed(lines: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Columns become rows; a network whose name stands there already is told apart by its weights."""
+    heads = [f"{line['network']}, n {line['n']}, {line['weights']}" for line in lines]
+    names = list(dict.fromkeys(name for line in lines for name in line if name not in ("network", "n", "weights")))
+    return [{"turned": n} | {head: line.get(n, "—") for head, line in zip(heads, lines, strict=True)} for n in names]
 
 
 def framed(declared: View) -> bool:
@@ -149,8 +162,9 @@ def attack_section(group: Sequence[Record], rows: Rows) -> list[Block]:
             own = sorted(unsorted, key=lambda record: budget(record.setting["eps"]))
             counts = own[0].counts
             line = {"network": key[0], "clean, same images": cell(wilson(counts["right_before"], counts["images"]))}
-            for record, robust in zip(own, worst_case(own, rows), strict=True):
+            for record in own:
                 counts, eps = record.counts, record.setting["eps"]
+                robust = int(still_right(record, own, rows).sum())
                 flagged = "".join(f" {marks[name]}" for name in record.flags)
                 line[f"robust, ε = {eps}"] = cell(wilson(robust, counts["images"])) + flagged
                 line[f"success, ε = {eps}"] = cell(wilson(counts["right_before"] - robust, counts["right_before"]))
@@ -160,22 +174,26 @@ def attack_section(group: Sequence[Record], rows: Rows) -> list[Block]:
                     line[f"robust in 8 bits, ε = {eps}"] = cell(wilson(counts["correct_8bit"], counts["images"]))
             passes = [sum(record.counts.get(name, 0) for record in own) for name in ("forward_passes", "backward_passes")]
             line["passes forward / backward"] = " / ".join(f"{number:,}" for number in passes)
+            if all("places" in record.counts for record in own):
+                line["batches full"] = f"{100 * passes[0] / sum(record.counts['places'] for record in own):.0f}%"
             lines.append(line | identity(own[0]))
         blocks += [Heading(f"Attack: {chosen[0].setting['attack']}", 3), Text(protocol), Table(lines)]
         blocks += [Text(f"{mark} {FLAGS[name]}") for name, mark in marks.items()]
     return blocks
 
 
-def worst_case(records: Sequence[Record], rows: Rows) -> list[int]:
-    """Images that stay right at each of ascending budgets: what fell within a smaller budget has fallen within a larger."""
-    counts: list[int] = []
-    right: Any = None
-    for record in records:
-        frame = rows(record).sort_values("index")
-        own = frame["prediction"].eq(frame["label"]).to_numpy()
-        right = own if right is None else np.logical_and(right, own)
-        counts.append(int(right.sum()))
-    return counts
+def still_right(record: Record, group: Sequence[Record], rows: Rows) -> NDArray[np.bool_]:
+    """By ascending index, whether an image is right; under attack also within every smaller budget of the same attack."""
+    smaller = [
+        other
+        for other in group
+        if record.experiment == other.experiment == "attack"
+        and (subject(other), attack_protocol(other)) == (subject(record), attack_protocol(record))
+        and budget(other.setting["eps"]) < budget(record.setting["eps"])
+    ]
+    frames = [rows(each).sort_values("index") for each in (record, *smaller)]
+    right: NDArray[np.bool_] = np.logical_and.reduce([frame["prediction"].eq(frame["label"]).to_numpy() for frame in frames])
+    return right
 
 
 def attack_protocol(record: Record) -> str:
@@ -192,7 +210,8 @@ def attack_protocol(record: Record) -> str:
         "Robust: right under attack, of all images; what fell within a smaller budget counts as fallen within a larger. "
         "Success: wrong now, of those right before."
         + (" Target hit: given the target's class, of those right before." if target else "")
-        + " In 8 bits: after rounding onto 256 levels inside the ball. Passes count images."
+        + " In 8 bits: after rounding onto 256 levels inside the ball. Passes count images; batches full: passes forward of "
+        "the places that the batches had."
     )
 
 
@@ -239,7 +258,7 @@ def corruption_section(group: Sequence[Record], rows: Rows) -> list[Block]:
     lines = []
     for key, own in by_subject(corrupted).items():
         name = key[0].split()[0]
-        reference = (MODELS[name].baseline if name in MODELS else None) or name
+        reference = (MODELS[name].baseline or name) if name in MODELS else None
         baseline = next((k for k in errors if k[0].split()[0] == reference and k[2:] == key[2:]), None)
         line = {"network": key[0], "mCE": mean_corruption_error(errors[key], errors[baseline]) if baseline else "—"}
         for kind in kinds:
@@ -268,23 +287,35 @@ def mean_corruption_error(own: dict[Any, float], baseline: dict[Any, float]) -> 
     return f"{100 * sum(ratios) / len(ratios):.1f}"
 
 
+def trained(record: Record) -> dict[str, str]:
+    """How the weights came about; of networks from elsewhere what their file tells, which may be nothing."""
+    told, recipe = record.training, record.training.get("recipe")
+    evaluated = {"evaluated": f"epoch {told['epoch']} ({record.selection})"} if told.get("epoch") is not None else {}
+    if recipe is None:
+        return {"recipe": "not told", **evaluated}
+    return {
+        "recipe": f"{recipe['optimizer']}, lr {recipe['lr']}, batch {recipe['batch_size']}, {recipe['epochs']} epochs",
+        "images": f"{told['train_images']:,}",
+        **evaluated,
+        "minutes": f"{told['train_seconds'] / 60:.1f}",
+    }
+
+
+def preprocessed(record: Record) -> dict[str, str]:
+    """`shorter side 256, centre crop 224, mean 0.5 0.5 0.5, std ...`; older records do not say."""
+    numbers = [f"{name} {' '.join(map(str, values))}" for name, values in record.normalisation.items()]
+    words = [*filter(None, [record.data.get("preprocessing")]), *numbers]
+    return {"preprocessing": ", ".join(words)} if words else {}
+
+
 def provenance_section(group: Sequence[Record], rows: Rows) -> list[Block]:
     """How each network was trained and where it was measured."""
     lines = []
     for record in {(record.run, record.weights): record for record in group}.values():
-        recipe = record.training["recipe"]
-        lines.append(
-            {
-                "network": record.model,
-                "run": record.run,
-                "recipe": f"{recipe['optimizer']}, lr {recipe['lr']}, batch {recipe['batch_size']}, {recipe['epochs']} epochs",
-                "images": f"{record.training['train_images']:,}",
-                "evaluated": f"epoch {record.training['epoch']} ({record.selection})",
-                "minutes": f"{record.training['train_seconds'] / 60:.1f}",
-            }
-        )
+        lines.append({"network": record.model, "run": record.run, **trained(record), **preprocessed(record)})
     devices = ", ".join(sorted({record.device for record in group}))
     made = ", ".join(f"{name} {value}" for name, value in group[-1].versions.items())
     measured = sum(record.seconds for record in group) / 60
-    tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data['decoder']}."
+    tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data['decoder']}"
+    tail += f", {done}." if (done := group[0].data.get("preprocessing")) else "."
     return [Heading("How the networks came about", 3), Table(lines), Text(tail)]

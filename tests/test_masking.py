@@ -1,0 +1,57 @@
+"""What gives masked gradients away."""
+
+import pytest
+import torch
+from torch import nn
+
+from sanbench.evaluation import masking
+from tests.small import config, run
+
+
+class Quantised(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network((x * 8).round() / 8)
+
+
+class Saturated(Quantised):
+    def forward(self, x):
+        return (200 * self.network(x)).softmax(1)
+
+
+class Noisy(Quantised):
+    def forward(self, x):
+        return self.network(x + 0.05 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize(
+    ("mask", "flag"), [(Quantised, "dead-gradients"), (Saturated, "probabilities"), (Noisy, "noisy-logits"), (None, None)]
+)
+def test_masks_raise_their_flag_and_plain_networks_none(mask, flag, network, batch):
+    model = mask(network) if mask else network
+    attack, _, rows = run("pgd", model, batch, config("pgd", steps=5))
+    flags = masking.own_flags(rows, attack.setting)
+    assert (flag in flags) if flag else flags == []
+
+
+def stored(name, correct, **changes):
+    """The record of an attack on 100 images."""
+    from tests.test_report import attacked
+
+    base = attacked("san10_pairwise", "8/255", correct)
+    return base.model_copy(update={"setting": {**base.setting, "attack": name, "members": [], **changes}})
+
+
+def test_flags_by_comparison_whatever_the_order():
+    pgd, square = stored("pgd", 40), stored("square", 20)
+    assert masking.all_flags(pgd, [square]) == ["black-box-stronger"]
+    assert masking.all_flags(square, [pgd]) == []
+    assert masking.all_flags(stored("pgd", 15), [square]) == []
+    assert masking.all_flags(stored("fgsm", 40), [square]) == []  # one step is weak on any network
+    assert masking.all_flags(pgd, [stored("pgd", 40, eps="2/255", step_size="0.5/255")]) == ["flat-in-eps"]
+    assert masking.all_flags(pgd, [stored("pgd", 60, eps="2/255", step_size="0.5/255")]) == []
+    assert masking.all_flags(pgd, [stored("pgd", 20, steps=100)]) == ["steps-matter"]
+    assert masking.all_flags(pgd, [stored("pgd", 35, steps=100)]) == []
