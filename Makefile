@@ -8,9 +8,12 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: reproduce reproduce-full test test-slow check
+.PHONY: reproduce reproduce-all reproduce-full test test-slow check
 reproduce: .venv/installed
 	$(BIN)/sanbench reproduce
+
+reproduce-all: .venv/installed
+	$(BIN)/sanbench reproduce --all
 
 reproduce-full: .venv/installed
 	$(BIN)/sanbench reproduce --full

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer.core
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -45,13 +46,15 @@ class Commands(typer.core.TyperGroup):
         except typer.Exit:  # it is a RuntimeError
             raise
         except SanbenchError as error:
-            errors.print(f"[red]Error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+            errors.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             errors.print("Interrupted. What was finished is kept; the same command measures only the rest.")
             raise typer.Exit(INTERRUPTED) from None
         except (OSError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            errors.print(f"[red]Error:[/red] {type(error).__name__}: {error} (sanbench --debug shows where)", soft_wrap=True)
+            errors.print(
+                f"[red]Error:[/red] {type(error).__name__}: {escape(str(error))} (sanbench --debug shows where)", soft_wrap=True
+            )
             raise typer.Exit(1) from None
 
 
@@ -129,6 +132,16 @@ def print_plan(config: "TrainConfig", plan: "Plan", processes: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_profile(run: "Run", steps: int) -> None:
+    """`20 steps: data 1.2%, forward 30.1%, ...`, or why there is nothing to tell."""
+    shares = run.profile()
+    if shares is None:
+        console.print(f"Nothing was profiled: the training ended before {steps} steps beyond its first were done.")
+        return
+    told = ", ".join(f"{part} {share:.1%}" for part, share in shares.items())
+    console.print(f"Time of {steps} steps: {told}. Trace: {run.trace}", highlight=False, soft_wrap=True)
 
 
 def print_runs(runs: "Sequence[Run]") -> None:

@@ -1,15 +1,20 @@
 """Small but real: fashion10k images as files in class folders, and a network trained on them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from sanbench.data import load_dataset
+from sanbench.evaluation.attacks import ATTACKS
 from sanbench.training.config import configure
 from sanbench.training.loop import train
 from sanbench.training.runs import Run
+from tests.small import FEW
 
 CLASSES = {"bag": 8, "sneaker": 7, "trouser": 1}
 PER_SPLIT = {"train": 16, "val": 6}
@@ -37,7 +42,7 @@ def runs(folder, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for model in ("resnet26", "san10"):
         changes = {"epochs": 2, "batch_size": 8, "lr": 0.01, **({} if model == "resnet26" else {"width": 0.5})}
-        config = configure(model, f"folder:{folder}", changes=changes, image_size=32)
+        config = configure(model, f"folder:{folder}", changes=changes, image_size=32, workers=0)
         train(config, root / model, torch.device("cpu"))
     return root
 
@@ -50,3 +55,43 @@ def resnet_run(runs) -> Run:
 @pytest.fixture(scope="session")
 def san_run(runs) -> Run:
     return Run(runs / "san10")
+
+
+@pytest.fixture(scope="session")
+def network():
+    """Ten classes, a quarter of a second of training: right on most images, and nowhere near robust."""
+    train = load_dataset("fashion10k", "train")
+    images, labels = train.images[:2000, :1].float() / 255, train.labels[:2000]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten()]
+        model = nn.Sequential(*layers, nn.Linear(576, 10))
+        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+        for step in range(120):
+            rows = torch.arange(step * 64, step * 64 + 64) % 2000
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[rows].expand(-1, 3, -1, -1)), labels[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def batch():
+    test = load_dataset("fashion10k", "test")
+    chosen = list(range(0, 2000, 80))
+    return test.read(chosen).float() / 255, test.labels[chosen], torch.tensor(chosen)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Members of the ensemble with few steps."""
+    for name, entry in ATTACKS.items():
+        monkeypatch.setitem(ATTACKS, name, replace(entry, steps=min(entry.steps, FEW)))
+
+
+@pytest.fixture(scope="session")
+def many():
+    """200 images, so that one is 0.5%."""
+    test = load_dataset("fashion10k", "test")
+    chosen = list(range(0, 2000, 10))
+    return test.read(chosen).float() / 255, test.labels[chosen], torch.tensor(chosen)

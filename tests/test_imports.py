@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ["errors", "progress", "allocator", "device", "records", "ops", "models", "data", "evaluation", "training"]
-ROOMS += ["benchmark", "figures", "report", "reproduce"]
+ROOMS += ["benchmark", "kernels", "roofline", "figures", "report", "reproduce"]
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sanbench").rglob("*.py"))
 

@@ -12,6 +12,7 @@ import sanbench.reproduce  # before a test exchanges what it imports
 from sanbench.models.san import SANConfig
 from sanbench.training.runs import Run
 from sanbench_cli.main import app
+from tests import elsewhere
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -23,21 +24,29 @@ def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch)
     """Options are read, names resolved and networks loaded as in earnest; only the long work at the end is left out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for name, own in {"resnet26": "resnet26", "san10": "san10", "mine": "san10"}.items():
-        if "--run" not in command or name != "mine":
+    seeds = {f"seed-{seed}": "san10" for seed in range(3)}
+    for name, own in {"resnet26": "resnet26", "san10": "san10", "mine": "san10", **seeds}.items():
+        if "--run" not in command or name not in ("mine", "seed-0"):
             (tmp_path / "runs" / name).symlink_to(runs / own)
+    elsewhere.provide(command, tmp_path)
     called = []
     trained = Run(runs / "san10")
     monkeypatch.setattr("sanbench.training.loop.train", lambda *args, **named: called.append("train") or trained)
     monkeypatch.setattr("sanbench.training.distributed.launch", lambda *args, **named: called.append("train"))
     monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
+    monkeypatch.setattr("sanbench.models.export.export_model", lambda *args: called.append("export"))
     monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.training.benchmark.throughput", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.evaluation.benchmark.benchmark", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.training.reading.measure_reading", lambda *args: called.append("bench") or exit(0))
+    monkeypatch.setattr("sanbench.data.check.check", lambda *args, **named: called.append("data") or [])
+    monkeypatch.setattr("sanbench.data.prepare.prepare", lambda *args: None)
+    monkeypatch.setattr("sanbench.data.shrink.shrink", lambda *args: called.append("data") or 0)
     monkeypatch.setattr("sanbench.reproduce.reproduce", lambda *args: called.append("reproduce") or ([], []))
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 0, outcome.output
-    if command[0] not in ("models", "report", "info"):
+    if command[0] not in ("models", "report", "info", "import"):
         assert command[0] in called
 
 
