@@ -68,7 +68,7 @@ class Record(Measurement):
                 (of the batches: forward_passes / places is how full they were), and for an ensemble fell_to_MEMBER.
                 Robust accuracy is correct / images, attack success is success / right_before
     extremes    largest perturbation norms
-    flags       signs of masked gradients, see `sanbench.evaluation.masking`
+    flags       signs that the figure says less than it seems to, see `sanbench.evaluation.masking`
     training    how the weights came about, as far as their file tells: recipe, seed, epoch, images, seconds; `selection`
                 says on which images the epoch was chosen
     normalisation  mean and std inside the network; what photographs went through before is data's `preprocessing`

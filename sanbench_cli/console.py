@@ -101,7 +101,8 @@ def figures(now: Progress) -> str:
 
 
 def print_records(records: "Sequence[Record]") -> None:
-    """One line a record: network, setting, top-1 with its interval, attack success."""
+    """One line a record: network, setting, top-1 with its interval, attack success; then what its flags mean."""
+    from sanbench.evaluation.masking import FLAGS
     from sanbench.evaluation.statistics import wilson
 
     attacked = any("success" in record.counts for record in records)
@@ -112,7 +113,7 @@ def print_records(records: "Sequence[Record]") -> None:
         cells = [
             record.model,
             record.run,
-            " ".join(str(record.setting[name]) for name in TOLD if name in record.setting) or "upright",
+            condition(record),
             f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
             f"{counts['images']:,}" + ("" if counts["images"] == record.data["of"] else f" of {record.data['of']:,}"),
         ]
@@ -121,6 +122,14 @@ def print_records(records: "Sequence[Record]") -> None:
             cells.append(f"{success.value:.1%}" if success.total else "")
         table.add_row(*cells)
     console.print(table)
+    for name in FLAGS:
+        flagged = [f"{record.model} {condition(record)}" for record in records if name in record.flags]
+        if flagged:
+            console.print(f"{', '.join(flagged)}: {FLAGS[name]}", highlight=False, soft_wrap=True)
+
+
+def condition(record: "Record") -> str:
+    return " ".join(str(record.setting[name]) for name in TOLD if name in record.setting) or "upright"
 
 
 def print_plan(config: "TrainConfig", plan: "Plan", processes: int) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sanbench.evaluation import masking
+from sanbench.evaluation.loop import Perturbed, score
 from tests.small import config, run
 
 
@@ -33,8 +34,15 @@ class Noisy(Quantised):
 def test_masks_raise_their_flag_and_plain_networks_none(mask, flag, network, batch):
     model = mask(network) if mask else network
     attack, _, rows = run("pgd", model, batch, config("pgd", steps=5))
-    flags = masking.own_flags(rows, attack.setting)
+    flags = masking.attack_flags(rows, attack.setting)
     assert (flag in flags) if flag else flags == []
+
+
+def test_classes_in_another_order_look_like_guessing(network, many):
+    images, labels, indices = many
+    for shift, expected in ((0, []), (1, ["near-chance"])):
+        rows = score(network, Perturbed(images, {}), indices, (labels + shift) % 10)
+        assert masking.near_chance(rows, 10) == expected
 
 
 def stored(name, correct, **changes):

@@ -12,6 +12,7 @@ from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
 from sanbench.records import Record, Store
 from sanbench.report import cell, write_report
+from sanbench_cli.console import print_records
 
 
 def record(model="san10_pairwise", experiment="accuracy", correct=80, images=100, weights="a" * 64, **changes):
@@ -192,6 +193,15 @@ def test_flags_are_marked_with_a_footnote(tmp_path):
     assert "†" not in rows[2][2]
     assert rows[3][2].endswith("†1 †2")
     assert "†1 Gradients were all zero" in text and "†2 Logits differed" in text
+
+
+def test_guessing_is_marked_and_said_on_the_terminal(tmp_path, capsys):
+    guessed = record(correct=11).model_copy(update={"flags": ["near-chance"]})
+    write_report(store_with(tmp_path, guessed))
+    text = (tmp_path / "report.md").read_text()
+    assert "11.0 [6.3, 18.6] †1" in text and "†1 Accuracy does not differ from guessing" in text
+    print_records([guessed, record(correct=80, model="resnet26")])
+    assert "san10_pairwise upright: Accuracy does not differ from guessing" in capsys.readouterr().out
 
 
 def test_what_fell_within_a_smaller_budget_has_fallen_within_a_larger(tmp_path):

@@ -14,7 +14,7 @@ from sanbench.data import Images, Source, batches, dead_workers_named, default_w
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.loop import Perturbation, Rows, measure, without_border
-from sanbench.evaluation.masking import all_flags, own_flags
+from sanbench.evaluation.masking import all_flags, attack_flags, near_chance
 from sanbench.evaluation.processes import run_shards
 from sanbench.models import Classifier
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
@@ -270,6 +270,11 @@ def finish(
     rows, seconds, places = store.read_parts(measurement, parts)
     if rows["index"].tolist() != chosen:
         raise SanbenchError(f"The parts of {measurement.name} do not hold each image once: repeat with --force.")
+    flags = []
+    if measurement.experiment == "accuracy":
+        flags = near_chance(rows, len(images.classes))
+    elif measurement.experiment == "attack":
+        flags = attack_flags(rows, measurement.setting)
     record = Record(
         **measurement.model_dump(),
         run=subject.run,
@@ -279,7 +284,7 @@ def finish(
         selection=subject.selection,
         normalisation={name: list(getattr(subject.model.spec, name)) for name in ("mean", "std")},
         classes=images.classes,
-        flags=own_flags(rows, measurement.setting) if measurement.experiment == "attack" else [],
+        flags=flags,
         versions=versions(),
         device=describe(device),
         seconds=seconds,

@@ -1,4 +1,4 @@
-"""Signs that a network masks its gradients, so that an attack's figure says less than it seems to."""
+"""Signs that a figure says less than it seems to: gradients that are masked, accuracy that guessing would reach."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from sanbench.evaluation.statistics import wilson
 from sanbench.records import Record
 
 CONTROLS = 16  # images of a part that are run twice
@@ -17,6 +18,7 @@ LARGE = {"linf": Fraction(8, 255), "l2": Fraction(1)}  # a budget at which accur
 STEPPED = ("pgd", "pgd-l2", "apgd", "apgd-dlr", "apgd-targeted")  # untargeted white-box attacks of many steps
 
 FLAGS: dict[str, str] = {
+    "near-chance": "Accuracy does not differ from guessing: are classes in another order, or images prepared otherwise?",
     "dead-gradients": "Gradients were all zero or not finite for over 1% of the attacked images: the attack may have stalled.",
     "noisy-logits": "Logits differed between identical runs: gradients follow noise.",
     "probabilities": "The outputs are probabilities already, so that a second softmax flattens the loss.",
@@ -31,7 +33,13 @@ def probability_like(logits: Tensor) -> Tensor:
     return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)
 
 
-def own_flags(rows: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
+def near_chance(rows: pd.DataFrame, classes: int) -> list[str]:
+    """A trained network on upright images is told so where the interval of its top-1 reaches down to guessing."""
+    correct = int((rows["prediction"] == rows["label"]).sum())
+    return ["near-chance"] if classes > 1 and wilson(correct, len(rows)).low <= 1 / classes else []
+
+
+def attack_flags(rows: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
     """What the rows of one attack show."""
     flags = []
     attacked = rows[rows["backward_passes"] > 0]

@@ -83,12 +83,14 @@ def budget(text: str) -> float:
 
 def accuracy_section(group: Sequence[Record], rows: Rows) -> list[Block]:
     published = group[0].data["name"] == "imagenet"
+    upright = [record for record in group if record.experiment == "accuracy"]
+    marks = footmarks(upright)
     lines = []
-    for record in (record for record in group if record.experiment == "accuracy"):
+    for record in upright:
         counts = record.counts
         line = {
             "network": record.model,
-            "top-1": cell(top1(record)),
+            "top-1": cell(top1(record)) + marked(record, marks),
             "top-5": cell(wilson(counts["correct_top5"], counts["images"])),
             **identity(record),
         }
@@ -96,7 +98,20 @@ def accuracy_section(group: Sequence[Record], rows: Rows) -> list[Block]:
         if published:
             line["published top-1 / top-5"] = f"{paper.top1} / {paper.top5}" if paper else ""
         lines.append(line)
-    return [Heading("Accuracy, upright", 3), Table(lines)] if lines else []
+    return [Heading("Accuracy, upright", 3), Table(lines), *footnotes(marks)] if lines else []
+
+
+def footmarks(records: Sequence[Record]) -> dict[str, str]:
+    """A mark for each flag that any of them has."""
+    return {name: f"†{n}" for n, name in enumerate(dict.fromkeys(f for r in records for f in r.flags), start=1)}
+
+
+def marked(record: Record, marks: dict[str, str]) -> str:
+    return "".join(f" {marks[name]}" for name in record.flags)
+
+
+def footnotes(marks: dict[str, str]) -> list[Block]:
+    return [Text(f"{mark} {FLAGS[name]}") for name, mark in marks.items()]
 
 
 View = tuple[tuple[str, Any], ...]
@@ -156,7 +171,7 @@ def attack_section(group: Sequence[Record], rows: Rows) -> list[Block]:
     attacks = [record for record in group if record.experiment == "attack"]
     for protocol in dict.fromkeys(map(attack_protocol, attacks)):
         chosen = [record for record in attacks if attack_protocol(record) == protocol]
-        marks = {name: f"†{n}" for n, name in enumerate(dict.fromkeys(f for r in chosen for f in r.flags), start=1)}
+        marks = footmarks(chosen)
         lines = []
         for key, unsorted in by_subject(chosen).items():
             own = sorted(unsorted, key=lambda record: budget(record.setting["eps"]))
@@ -165,8 +180,7 @@ def attack_section(group: Sequence[Record], rows: Rows) -> list[Block]:
             for record in own:
                 counts, eps = record.counts, record.setting["eps"]
                 robust = int(still_right(record, own, rows).sum())
-                flagged = "".join(f" {marks[name]}" for name in record.flags)
-                line[f"robust, ε = {eps}"] = cell(wilson(robust, counts["images"])) + flagged
+                line[f"robust, ε = {eps}"] = cell(wilson(robust, counts["images"])) + marked(record, marks)
                 line[f"success, ε = {eps}"] = cell(wilson(counts["right_before"] - robust, counts["right_before"]))
                 if "hit_target" in counts:
                     line[f"target hit, ε = {eps}"] = cell(wilson(counts["hit_target"], counts["right_before"]))
@@ -178,7 +192,7 @@ def attack_section(group: Sequence[Record], rows: Rows) -> list[Block]:
                 line["batches full"] = f"{100 * passes[0] / sum(record.counts['places'] for record in own):.0f}%"
             lines.append(line | identity(own[0]))
         blocks += [Heading(f"Attack: {chosen[0].setting['attack']}", 3), Text(protocol), Table(lines)]
-        blocks += [Text(f"{mark} {FLAGS[name]}") for name, mark in marks.items()]
+        blocks += footnotes(marks)
     return blocks
 
 
