@@ -145,7 +145,7 @@ def ops(
 @bench.command()
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
-    width: Annotated[float, typer.Option(help="Multiplies the channels of a SAN.")] = 0.5,
+    width: Annotated[float, typer.Option(help="Multiplies all channels.")] = 0.5,
     images: Annotated[int, typer.Option(min=1)] = 128,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     n: Count = 5,
@@ -160,8 +160,7 @@ def evaluate(
 
     keep_memory()
     place = select_device(device)
-    variation: dict[str, Any] = {} if name.startswith("resnet") else {"width": width}
-    network = build_model(name, 10, **variation).to(place)
+    network = build_model(name, 10, width=width).to(place)
     for cost in benchmark(network, load_dataset("fashion10k", "test"), place, images, batch_size, n):
         console.print(
             f"{cost.what}: {cost.seconds:.2f} s, own passes {cost.own_seconds:.2f} s, ratio {cost.ratio:.3f} (limit {LIMIT}), "

@@ -60,8 +60,19 @@ def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks, kind):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("image", [(32, 32), (33, 47)])
 def test_every_model_takes_images_from_32_up(name, image):
-    model = sanbench.build_model(name, num_classes=7, **({} if name.startswith("resnet") else {"width": 0.5})).eval()
+    model = sanbench.build_model(name, num_classes=7, width=0.5).eval()
     assert model(torch.rand(2, 3, *image)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("width", "channels"), [(0.5, [128, 256, 512, 1024]), (0.3, [64, 160, 320, 608]), (2, [512, 1024, 2048, 4096])]
+)
+def test_a_resnets_width_is_that_of_its_stages(width, channels):
+    network = sanbench.build_model("resnet26", 7, width=width).network
+    assert [
+        stage[-1].conv3.out_channels for stage in (network.layer1, network.layer2, network.layer3, network.layer4)
+    ] == channels
+    assert network.fc.weight.shape == (7, channels[-1])
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=str)
