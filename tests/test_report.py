@@ -11,7 +11,8 @@ import pytest
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
 from sanbench.records import Record, Store
-from sanbench.report import cell, write_report
+from sanbench.report import write_report
+from sanbench.report.cells import cell
 from sanbench_cli.console import print_records
 
 
