@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from sanbench.data import Images
     from sanbench.evaluation.attacking import Source
-    from sanbench.evaluation.experiments import Subject
     from sanbench.evaluation.loop import Perturbation
+    from sanbench.evaluation.subjects import Subject
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -106,7 +106,8 @@ class Evaluation:
 
     def run(self, perturbations: "Callable[[Subject, Images], Sequence[Perturbation]]", save_images: int = 0) -> None:
         """The one way from a command to the evaluation loop."""
-        from sanbench.evaluation.experiments import Protocol, evaluate, test_images
+        from sanbench.evaluation.experiments import Protocol, evaluate
+        from sanbench.evaluation.subjects import test_images
         from sanbench.records import Store
         from sanbench.training.runs import load_subjects
 

@@ -100,7 +100,7 @@ def test_ranges_of_angles():
 
 def test_an_equivariant_network_drops_exactly_nothing(images, tmp_path):
     """Pairwise attention without positions, with odd footprints: quarter turns change no prediction."""
-    from sanbench.evaluation.experiments import Subject
+    from sanbench.evaluation.subjects import Subject
     from sanbench.models import build_model
 
     torch.manual_seed(0)
