@@ -6,22 +6,12 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from sanbench_cli.main import app
+from tests.commands import sanbench, snapshot
 from tests.processes import ENVIRONMENT, SANBENCH, started
-
-
-def sanbench(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 @pytest.fixture

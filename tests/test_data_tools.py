@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 import scipy.io
 from PIL import Image
 from torchvision.datasets import imagenet
-from typer.testing import CliRunner
 
 from sanbench.data import Source, load_dataset
 from sanbench.data.check import JOURNAL, check
@@ -22,7 +22,7 @@ from sanbench.data.prepare import prepare
 from sanbench.data.shrink import shrink
 from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError
-from sanbench_cli.main import app
+from tests import commands
 from tests.photographs import LABELS, PHOTOGRAPHS, place, thousand, wnid
 
 SMALL = Layout(tuple(sorted(map(wnid, LABELS))), {"train": 20, "val": 20})
@@ -34,8 +34,7 @@ def small(tmp_path) -> Path:
     return place(tmp_path / "small", name=wnid, side=64)
 
 
-def sanbench(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 
 
 def one_file(root: Path, split="val", label=LABELS[0]) -> Path:

@@ -14,24 +14,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-import sanbench
+from sanbench import load_model
 from sanbench.models import MODELS, build_model
 from sanbench.models.checkpoints import save_checkpoint, weights_hash
 from sanbench.models.export import export_model
 from sanbench.ops.operator import SPECIFICATIONS
 from sanbench.training.runs import load_subjects
-from sanbench_cli.main import app
 from tests import released
+from tests.commands import sanbench
 from tests.photographs import PHOTOGRAPHS
 
 ROOT = Path(__file__).parent.parent
 SAN10 = (2, 1, 2, 4, 1)
-
-
-def cli(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def photographs(side, number=3):
@@ -81,10 +76,10 @@ def released_file(path, kind="pairwise", classes=5, legacy=False, **changes):
 def test_imported_weights_give_the_logits_of_the_equations(kind, tmp_path):
     """In float64 and under the authors' names; tests/released.py knows nothing of the library."""
     weights = released_file(tmp_path / "theirs.pth", kind)
-    outcome = cli("import", tmp_path / "theirs.pth", "--model", f"san10_{kind}", "--output", tmp_path / "ours.pt")
+    outcome = sanbench("import", tmp_path / "theirs.pth", "--model", f"san10_{kind}", "--output", tmp_path / "ours.pt")
     assert outcome.exit_code == 0, outcome.output
     assert f"san10_{kind}, 5 classes" in outcome.output
-    model = sanbench.load_model(tmp_path / "ours.pt")
+    model = load_model(tmp_path / "ours.pt")
     pixels = photographs(48, 2)
     expected = released.logits(pixels.numpy(), {name.removeprefix("module."): x for name, x in weights.items()}, kind, SAN10)
     with torch.no_grad():
@@ -99,8 +94,10 @@ def test_imported_weights_give_the_logits_of_the_equations(kind, tmp_path):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_import_and_export_are_bit_exact(kind, legacy, tmp_path):
     weights = released_file(tmp_path / "theirs.pth", kind, legacy=legacy)
-    assert cli("import", tmp_path / "theirs.pth", "--model", f"san10_{kind}", "--output", tmp_path / "ours.pt").exit_code == 0
-    assert cli("import", tmp_path / "ours.pt", "--export", "--output", tmp_path / "back.pth").exit_code == 0
+    assert (
+        sanbench("import", tmp_path / "theirs.pth", "--model", f"san10_{kind}", "--output", tmp_path / "ours.pt").exit_code == 0
+    )
+    assert sanbench("import", tmp_path / "ours.pt", "--export", "--output", tmp_path / "back.pth").exit_code == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back["state_dict"].keys() == weights.keys()
     assert all(
@@ -111,17 +108,19 @@ def test_import_and_export_are_bit_exact(kind, legacy, tmp_path):
         "top1_val": 76.5,
         "top5_val": 93.25,
     }
-    assert cli("import", tmp_path / "back.pth", "--model", f"san10_{kind}", "--output", tmp_path / "again.pt").exit_code == 0
-    again, ours = (sanbench.load_model(tmp_path / name).state_dict() for name in ("again.pt", "ours.pt"))
+    assert (
+        sanbench("import", tmp_path / "back.pth", "--model", f"san10_{kind}", "--output", tmp_path / "again.pt").exit_code == 0
+    )
+    again, ours = (load_model(tmp_path / name).state_dict() for name in ("again.pt", "ours.pt"))
     assert weights_hash(again) == weights_hash(ours)
 
 
 def test_a_resnet_is_imported_by_torchvisions_names(tmp_path):
     model = build_model("resnet26", 4)
     torch.save(model.network.state_dict(), tmp_path / "plain.pth")
-    assert cli("import", tmp_path / "plain.pth", "--model", "resnet26", "--output", tmp_path / "ours.pt").exit_code == 0
-    assert weights_hash(sanbench.load_model(tmp_path / "ours.pt").state_dict()) == weights_hash(model.state_dict())
-    assert cli("import", tmp_path / "ours.pt", "--export", "--output", tmp_path / "back.pth").exit_code == 0
+    assert sanbench("import", tmp_path / "plain.pth", "--model", "resnet26", "--output", tmp_path / "ours.pt").exit_code == 0
+    assert weights_hash(load_model(tmp_path / "ours.pt").state_dict()) == weights_hash(model.state_dict())
+    assert sanbench("import", tmp_path / "ours.pt", "--export", "--output", tmp_path / "back.pth").exit_code == 0
     assert torch.load(tmp_path / "back.pth")["state_dict"].keys() == model.network.state_dict().keys()
 
 
@@ -171,7 +170,7 @@ BAD_IMPORTS = [  # what is wrong with the file, options, the sentence, the exit 
 @pytest.mark.parametrize(("write", "options", "sentence", "code"), BAD_IMPORTS, ids=[str(row[2:]) for row in BAD_IMPORTS])
 def test_what_cannot_be_imported_is_told_in_one_sentence(write, options, sentence, code, tmp_path):
     write(tmp_path / "file.pth")
-    outcome = cli("import", tmp_path / "file.pth", *options, "--output", tmp_path / "out.pt")
+    outcome = sanbench("import", tmp_path / "file.pth", *options, "--output", tmp_path / "out.pt")
     assert outcome.exit_code == code, outcome.output
     assert sentence in " ".join(outcome.stderr.split())
     assert outcome.stderr.count("\n") == 1
@@ -188,21 +187,21 @@ def test_a_taken_output_stays_as_it_is(tmp_path, san_run):
         ["export", san_run.folder / "last.pt"],
     ]
     for command in commands:
-        outcome = cli(*command, "--output", tmp_path / "taken")
+        outcome = sanbench(*command, "--output", tmp_path / "taken")
         assert outcome.exit_code == 2
         assert "is there already" in outcome.stderr
     assert (tmp_path / "taken").read_text() == "mine"
-    outcome = cli(*commands[0], "--output", tmp_path / "nowhere" / "out.pt")
+    outcome = sanbench(*commands[0], "--output", tmp_path / "nowhere" / "out.pt")
     assert outcome.exit_code == 1 and "Cannot write" in outcome.stderr
 
 
 def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, folder):
     released_file(tmp_path / "theirs.pth", classes=3)
-    assert cli("import", tmp_path / "theirs.pth", "--model", "san10", "--output", tmp_path / "ours.pt").exit_code == 0
+    assert sanbench("import", tmp_path / "theirs.pth", "--model", "san10", "--output", tmp_path / "ours.pt").exit_code == 0
     places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    unnamed = cli("accuracy", tmp_path / "ours.pt", *places)
+    unnamed = sanbench("accuracy", tmp_path / "ours.pt", *places)
     assert unnamed.exit_code == 2 and "name a data set with --data" in unnamed.stderr
-    outcome = cli("accuracy", tmp_path / "ours.pt", "--data", f"folder:{folder}", "--limit", 2, *places)
+    outcome = sanbench("accuracy", tmp_path / "ours.pt", "--data", f"folder:{folder}", "--limit", 2, *places)
     assert outcome.exit_code == 0, outcome.output
     (path,) = (tmp_path / "results" / "records").glob("*.json")
     record = json.loads(path.read_text())
@@ -210,7 +209,7 @@ def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, fold
         "epoch": 100,
         "imported": {"file": "theirs.pth", "epoch": 100, "top1_val": 76.5, "top5_val": 93.25},
     }
-    assert cli("report", *places[2:]).exit_code == 0
+    assert sanbench("report", *places[2:]).exit_code == 0
     assert "epoch 100 (not told)" in (tmp_path / "results" / "report.md").read_text()
 
 
@@ -249,7 +248,7 @@ READERS = {"onnx": onnx_logits, "pt2": pt2_logits}
 def test_exported_runs_agree_with_the_original(form, name, runs, tmp_path):
     """On real images, in a batch of another size than the one that was traced."""
     path = tmp_path / f"network.{form}"
-    outcome = cli("export", name, "--format", form, "--output", path, "--runs", runs)
+    outcome = sanbench("export", name, "--format", form, "--output", path, "--runs", runs)
     assert outcome.exit_code == 0, outcome.output
     assert "N x 3 x 32 x 32" in outcome.output
     (subject,) = load_subjects([name], runs)
@@ -284,7 +283,7 @@ def test_every_operator_can_be_exported():
 def test_safetensors_hold_the_weights_bit_for_bit_and_what_rebuilds_them(runs, tmp_path):
     from safetensors import safe_open
 
-    assert cli("export", "san10", "--output", tmp_path / "san10.safetensors", "--runs", runs).exit_code == 0
+    assert sanbench("export", "san10", "--output", tmp_path / "san10.safetensors", "--runs", runs).exit_code == 0
     with safe_open(tmp_path / "san10.safetensors", "pt") as file:
         spec = json.loads(file.metadata()["model"])
     rebuilt = build_model(spec["name"], spec["num_classes"], **spec["variation"])
@@ -303,7 +302,7 @@ def test_safetensors_hold_the_weights_bit_for_bit_and_what_rebuilds_them(runs, t
 )
 def test_what_cannot_be_exported_ends_with_2(arguments, sentence, runs, tmp_path):
     name = [] if arguments[0] == "san1O" else ["san10"]
-    outcome = cli("export", *name, *arguments, "--output", tmp_path / "out", "--runs", runs)
+    outcome = sanbench("export", *name, *arguments, "--output", tmp_path / "out", "--runs", runs)
     assert outcome.exit_code == 2
     assert sentence in outcome.stderr and outcome.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -311,7 +310,7 @@ def test_what_cannot_be_exported_ends_with_2(arguments, sentence, runs, tmp_path
 
 def test_onnx_that_is_not_installed_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    outcome = cli("export", "resnet26", "--format", "onnx", "--output", tmp_path / "out", "--runs", runs)
+    outcome = sanbench("export", "resnet26", "--format", "onnx", "--output", tmp_path / "out", "--runs", runs)
     assert outcome.exit_code == 2
     assert "pip install 'sanbench[onnx]'" in outcome.stderr
 
