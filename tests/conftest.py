@@ -95,3 +95,11 @@ def many():
     test = load_dataset("fashion10k", "test")
     chosen = list(range(0, 2000, 10))
     return test.read(chosen).float() / 255, test.labels[chosen], torch.tensor(chosen)
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """The photographs as a complete set of their own classes, `SMALL`."""
+    from tests.photographs import place, wnid  # by foolbox, which is asked for only where photographs are
+
+    return place(tmp_path / "small", name=wnid, side=64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import foolbox
 from PIL import Image
 
-from sanbench.data.imagenet import wnids
+from sanbench.data.imagenet import Layout, wnids
 
 PHOTOGRAPHS = {
     path: int(re.fullmatch(r"imagenet_\d+_(\d+)\.jpg", path.name)[1])
@@ -32,6 +32,13 @@ def place(root: Path, splits=("train", "val"), name=str, side: int | None = None
 
 def wnid(label: int) -> str:
     return wnids()[label]
+
+
+SMALL = Layout(tuple(sorted(map(wnid, LABELS))), {"train": 20, "val": 20})
+
+
+def one_file(root: Path, split="val", label=LABELS[0]) -> Path:
+    return next((root / split / wnid(label)).iterdir())
 
 
 def thousand(root: Path, train: int, val: int) -> Path:
