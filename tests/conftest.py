@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sanbench.data import load_dataset
+from sanbench.data import Source, load_dataset
 from sanbench.evaluation.attacks import ATTACKS
 from sanbench.training.config import configure
 from sanbench.training.loop import train
@@ -55,6 +55,16 @@ def resnet_run(runs) -> Run:
 @pytest.fixture(scope="session")
 def san_run(runs) -> Run:
     return Run(runs / "san10")
+
+
+@pytest.fixture(scope="session")
+def subject(san_run):
+    return san_run.subject()
+
+
+@pytest.fixture(scope="session")
+def images(folder):
+    return load_dataset(f"folder:{folder}", "test", Source(image_size=32))
 
 
 @pytest.fixture(scope="session")
