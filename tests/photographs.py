@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import foolbox
+import numpy as np
+import torch
 from PIL import Image
 
 from sanbench.data.imagenet import Layout, wnids
@@ -50,3 +52,9 @@ def thousand(root: Path, train: int, val: int) -> Path:
             for number in range(count):
                 (folder / f"{name}_{number}.JPEG").write_bytes(b"x")
     return root
+
+
+def photograph_batch(side, number=3):
+    """Real pixels, N x 3 x side x side in [0, 1]."""
+    images = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in list(PHOTOGRAPHS)[:number]]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

@@ -1,38 +1,21 @@
-"""Networks that come and go: released checkpoints against the equations, exports against the original, torch.hub."""
+"""Released checkpoints: their logits are those of the equations, and they go back bit for bit."""
 
 import collections
 import json
-import runpy
 import shutil
-import subprocess
-import sys
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
 from sanbench import load_model
-from sanbench.models import MODELS, build_model
+from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint, weights_hash
-from sanbench.models.export import export_model
-from sanbench.ops.operator import SPECIFICATIONS
-from sanbench.training.runs import load_subjects
 from tests import released
 from tests.commands import sanbench
-from tests.photographs import PHOTOGRAPHS
+from tests.photographs import photograph_batch
 
-ROOT = Path(__file__).parent.parent
 SAN10 = (2, 1, 2, 4, 1)
-
-
-def photographs(side, number=3):
-    """Real pixels, N x 3 x side x side in [0, 1]."""
-    images = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in list(PHOTOGRAPHS)[:number]]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def random_weights(kind, classes):
@@ -80,7 +63,7 @@ def test_imported_weights_give_the_logits_of_the_equations(kind, tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert f"san10_{kind}, 5 classes" in outcome.output
     model = load_model(tmp_path / "ours.pt")
-    pixels = photographs(48, 2)
+    pixels = photograph_batch(48, 2)
     expected = released.logits(pixels.numpy(), {name.removeprefix("module."): x for name, x in weights.items()}, kind, SAN10)
     with torch.no_grad():
         found, exact = model(pixels).numpy(), model.double()(pixels.double()).numpy()
@@ -211,133 +194,3 @@ def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, fold
     }
     assert sanbench("report", *places[2:]).exit_code == 0
     assert "epoch 100 (not told)" in (tmp_path / "results" / "report.md").read_text()
-
-
-# Exports
-
-
-def onnx_logits(path, images):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-LOADS_PT2 = """
-import sys, torch
-program = torch.export.load(sys.argv[1]).module()
-torch.save(program(torch.load(sys.argv[2])), sys.argv[3])
-assert not [name for name in sys.modules if name.startswith("sanbench")]
-"""
-
-
-def pt2_logits(path, images):
-    """In a process of its own, which has PyTorch and not this toolkit."""
-    inputs, outputs = path.with_suffix(".in"), path.with_suffix(".out")
-    torch.save(images, inputs)
-    command = [sys.executable, "-I", "-c", LOADS_PT2, str(path), str(inputs), str(outputs)]
-    subprocess.run(command, check=True, cwd=path.parent, capture_output=True)
-    return torch.load(outputs)
-
-
-READERS = {"onnx": onnx_logits, "pt2": pt2_logits}
-
-
-@pytest.mark.parametrize("form", READERS)
-@pytest.mark.parametrize("name", ["san10", "resnet26"])
-def test_exported_runs_agree_with_the_original(form, name, runs, tmp_path):
-    """On real images, in a batch of another size than the one that was traced."""
-    path = tmp_path / f"network.{form}"
-    outcome = sanbench("export", name, "--format", form, "--output", path, "--runs", runs)
-    assert outcome.exit_code == 0, outcome.output
-    assert "N x 3 x 32 x 32" in outcome.output
-    (subject,) = load_subjects([name], runs)
-    images = photographs(32, 5)
-    with torch.no_grad():
-        expected = subject.model(images)
-    assert expected.std(0).max() > 1e-3  # the images are told apart
-    largest = max(1, expected.abs().max())  # logits of such short training reach thousands, and float32 has 7 digits
-    assert (READERS[form](path, images) - expected).abs().max() < 1e-4 * largest
-
-
-@pytest.mark.parametrize("attention", ["patchwise", "scalar"])
-def test_exports_have_no_operators_of_ours_and_leave_none_of_theirs(attention, tmp_path):
-    torch.manual_seed(0)
-    model = build_model("san10", 4, attention=attention, width=0.5, blocks=(1, 1, 1, 1, 1)).eval()
-    images = photographs(64, 3)
-    with torch.no_grad():
-        before = model(images)
-        export_model(model, "onnx", tmp_path / "network.onnx", 64)
-        assert (onnx_logits(tmp_path / "network.onnx", images) - before).abs().max() < 1e-4
-        assert torch.equal(model(images), before)  # and not from footprints that tracing left
-
-
-def test_every_operator_can_be_exported():
-    from sanbench.models.export import decompositions
-
-    forward = {name for name in dir(torch.ops.sanbench) if not name.endswith("_backward") and name not in ("name",)}
-    named = {str(operator).split(".")[1] for operator in decompositions()}
-    assert {name for name in forward if name in SPECIFICATIONS or "relu" in name} <= named
-
-
-def test_safetensors_hold_the_weights_bit_for_bit_and_what_rebuilds_them(runs, tmp_path):
-    from safetensors import safe_open
-
-    assert sanbench("export", "san10", "--output", tmp_path / "san10.safetensors", "--runs", runs).exit_code == 0
-    with safe_open(tmp_path / "san10.safetensors", "pt") as file:
-        spec = json.loads(file.metadata()["model"])
-    rebuilt = build_model(spec["name"], spec["num_classes"], **spec["variation"])
-    rebuilt.load_state_dict(load_file(tmp_path / "san10.safetensors"))
-    (subject,) = load_subjects(["san10"], runs)
-    assert weights_hash(rebuilt.state_dict()) == subject.weights
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--format", "tflite"], "Unknown format 'tflite'"),
-        (["--format", "onnx", "--image-size", "16"], "image-size 16"),
-        (["san1O"], "Did you mean 'san10'"),
-    ],
-)
-def test_what_cannot_be_exported_ends_with_2(arguments, sentence, runs, tmp_path):
-    name = [] if arguments[0] == "san1O" else ["san10"]
-    outcome = sanbench("export", *name, *arguments, "--output", tmp_path / "out", "--runs", runs)
-    assert outcome.exit_code == 2
-    assert sentence in outcome.stderr and outcome.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_onnx_that_is_not_installed_is_named(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    outcome = sanbench("export", "resnet26", "--format", "onnx", "--output", tmp_path / "out", "--runs", runs)
-    assert outcome.exit_code == 2
-    assert "pip install 'sanbench[onnx]'" in outcome.stderr
-
-
-# torch.hub
-
-HUB = [name for name in MODELS if not name.endswith("scalar")]
-
-
-def test_the_hub_has_six_sans_and_three_resnets():
-    assert len(HUB) == 9
-    scope = runpy.run_path(str(ROOT / "hubconf.py"))
-    assert {name for name, entry in scope.items() if isinstance(entry, partial)} == set(HUB)
-
-
-@pytest.mark.parametrize("name", HUB)
-def test_the_hub_builds(name):
-    with torch.device("meta"):
-        model = torch.hub.load(str(ROOT), name, source="local", num_classes=3)
-        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 3)
-    assert model.spec.name == name
-
-
-def test_the_hubs_dependencies_are_what_is_imported(tmp_path):
-    """In a process that sees the repository only through torch.hub."""
-    code = "import sys, torch; model = torch.hub.load(sys.argv[1], 'san10_pairwise', source='local', num_classes=2, width=0.5)"
-    code += "; print(model.spec.label, sys.modules['sanbench'].__file__)"
-    done = subprocess.run([sys.executable, "-I", "-c", code, str(ROOT)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("san10_pairwise width=0.5") and str(ROOT) in done.stdout
