@@ -16,6 +16,7 @@ from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
 from sanbench.ops.attention import pairwise_delta, patchwise_delta
 from sanbench.ops.footprint import Footprint
 from tests import released
+from tests.unsettled import unsettle
 
 SIZES = {  # parameters, GMACs at 224
     "resnet26": (13_696_552, None),
@@ -83,17 +84,6 @@ def test_every_variation_learns(variation):
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert missing == []
     assert all(model.spec.variation[field] == value for field, value in variation.items() if field != "attention")
-
-
-def unsettle(model):
-    """Parameters as unlike fresh ones as trained ones are: a fresh bias of 0 puts x_i - x_i just on the kink of a ReLU."""
-    with torch.no_grad():
-        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(-0.5, 0.5)
-            norm.running_mean.uniform_(-0.1, 0.1)
-        for linear in (module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels < 32):
-            linear.weight.mul_(3)
 
 
 class PlainAttention(nn.Module):

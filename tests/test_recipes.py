@@ -21,7 +21,7 @@ from sanbench.training.loop import train
 from sanbench.training.profile import PARTS
 from sanbench.training.runs import Run
 from sanbench.training.state import Training
-from tests.test_models import unsettle
+from tests.unsettled import unsettle
 
 CPU = torch.device("cpu")
 SMALL = {"width": 0.25, "footprint": 3}
