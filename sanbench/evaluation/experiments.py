@@ -15,7 +15,7 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.loop import Perturbation, Rows, measure, without_border
 from sanbench.evaluation.masking import all_flags, attack_flags, near_chance
 from sanbench.evaluation.processes import run_shards
-from sanbench.evaluation.subjects import Subject as Subject  # sanbench.training.runs takes it from here
+from sanbench.evaluation.subjects import Subject
 from sanbench.progress import Progress, Report, silent
 from sanbench.records import Measurement, Record, Store
 
