@@ -83,17 +83,23 @@ def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> t
     return scale, norm.bias - mean * scale
 
 
-def normalised(norm: nn.Module, x: Tensor, function: Callable[[Tensor], Out]) -> Out:
+def normalised(
+    norm: nn.Module,
+    x: Tensor,
+    function: Callable[[Tensor], Out],
+    activation: Callable[[Tensor, Tensor, Tensor], Tensor] = normalised_relu,
+) -> Out:
     """function(relu(norm(x))). In training x alone is kept of it: the backward computes again what `function` keeps.
 
-    The moments are not computed again, so that averages run once and processes meet once.
+    `activation` takes x, scale and shift; another one than `normalised_relu` does more in the same pass. The moments are
+    not computed again, so that averages run once and processes meet once.
     """
     assert isinstance(norm, nn.BatchNorm2d)
     moments = channel_moments(x) if norm.training else None
     scale, shift = normalisation(norm, moments, x.shape[-2] * x.shape[-1])
 
     def apply(x: Tensor, scale: Tensor, shift: Tensor) -> Out:
-        return function(normalised_relu(x, scale, shift))
+        return function(activation(x, scale, shift))
 
     if not norm.training or not torch.is_grad_enabled():
         return apply(x, scale, shift)

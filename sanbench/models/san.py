@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
 from sanbench.models.normalisation import normalisation, normalised
+from sanbench.ops.pool import normalised_pool
 from sanbench.ops.relation import RELATIONS
 
 STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
@@ -192,10 +193,15 @@ class SAN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)  # 1x1 linears, pooling and normalisation are faster so
         linear, norm = self.stem
-        x = linear(x)
+        assert isinstance(linear, nn.Conv2d)
+        pool: Callable[..., Tensor] = normalised_pool
+        if norm.training or torch.is_autocast_enabled(x.device.type):
+            x = linear(x)
+        else:  # the widest map of all is never written
+            pool = partial(normalised_pool, weight=linear.weight.flatten(1))
         for stage in self.stages:
             assert isinstance(stage, nn.Sequential)
-            pool, linear, blocks, following = stage
-            x = blocks(normalised(norm, x, nn.Sequential(pool, linear)))
-            norm = following
+            _, linear, blocks, following = stage  # pooling comes with the normalisation before it
+            x = blocks(normalised(norm, x, linear, pool))
+            norm, pool = following, normalised_pool
         return self.classifier(normalised(norm, x, partial(torch.mean, dim=(2, 3))))
