@@ -55,7 +55,7 @@ def mean_of_images(values: Tensor) -> Tensor:
     return values.mean(0)
 
 
-def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None = None, count: int = 0) -> tuple[Tensor, Tensor]:
     """Batch normalisation as x -> scale * x + shift, from the batch's moments or, without, the running averages.
 
     moments is N x 2 x D: mean and biased variance of each image, each over `count` values. The running averages are
@@ -105,6 +105,16 @@ def normalised(
         return apply(x, scale, shift)
     out: Out = checkpoint(apply, x, scale, shift, use_reentrant=False, preserve_rng_state=False)
     return out
+
+
+def is_fixed(module: nn.Module, x: Tensor) -> bool:
+    """Whether `module` maps x by constants: nothing normalises by the batch and no parameter asks for a gradient.
+
+    Then `normalised_linear` serves, which has a kernel on CPUs, outside autocast.
+    """
+    if module.training or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()))
 
 
 def synchronise(model: nn.Module) -> None:

@@ -69,7 +69,7 @@ BODIES["normalised_pool"], BODIES["normalised_pool_backward"] = _body, _backward
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    size = (len(x), len(scale), x.shape[2] // SIDE, x.shape[3] // SIDE)
+    size = (x.shape[0], len(scale), x.shape[2] // SIDE, x.shape[3] // SIDE)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
