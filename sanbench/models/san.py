@@ -153,9 +153,10 @@ class SelfAttention(nn.Module):
         height, width = x.shape[-2:]
         dtype = self.position.weight.dtype  # not autocast's: neighbouring pixels differ by little
         across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=dtype) for n in (width, height))
-        coordinates = torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
-        weight, bias = self.position.parameters()  # multiplied out: autocast would narrow a convolution
-        encoded = (weight * coordinates).sum(1) + bias[:, None, None]
+        weight, bias = self.position.weight.flatten(1), self.position.bias
+        assert bias is not None
+        of_across, of_down = weight[:, :1] * across, weight[:, 1:] * down  # by hand: autocast would narrow a convolution
+        encoded = of_across[:, None] + of_down[:, :, None] + bias[:, None, None]
         return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
 
 
