@@ -210,10 +210,10 @@ class SAN(nn.Module):
         linear, norm = self.stem
         assert isinstance(linear, nn.Conv2d)
         pool: Callable[..., Tensor] = normalised_pool
-        if norm.training or torch.is_autocast_enabled(x.device.type):
-            x = linear(x)
-        else:  # the widest map of all is never written
+        if is_fixed(self.stem, x):  # the widest map of all is never written
             pool = partial(normalised_pool, weight=linear.weight.flatten(1))
+        else:
+            x = linear(x)
         for stage in self.stages:
             assert isinstance(stage, nn.Sequential)
             _, linear, blocks, following = stage  # pooling comes with the normalisation before it
