@@ -57,8 +57,8 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         (Attacks("pgd,pgd-targeted", "2/255,4/255,8/255", 200),),
         sweep="0:360:45",
-        san={"width": 0.5, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
-        resnet={"epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        san={"width": 0.375, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        resnet={"width": 0.375, "epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
     ),
     "all": Preset(
         (

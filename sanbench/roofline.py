@@ -15,6 +15,10 @@ from sanbench.models import MODELS, resolve
 from sanbench.models.san import SHARE, SANConfig
 from sanbench.ops.footprint import Footprint, neighbours
 
+L2_WIDTH = 5120  # bytes a clock
+EXPONENTIALS = 16  # a clock and SM
+LANES = 4 * 32  # a clock and SM: four warps issue
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -27,40 +31,38 @@ class Chip:
     """
 
     capability: int
+    sms: int
+    clock: float  # Hz
+    fmas: int  # float32 multiply-adds outside the tensor cores, a clock and SM
+    half: float  # multiply-adds on tensor cores in bfloat16 or float16
+    tf32: float
     dram: float  # bytes
-    l2: float  # bytes
     l2_size: int  # bytes
-    tensor: dict[torch.dtype, float]  # multiply-adds
-    fma: float  # float32 multiply-adds outside the tensor cores
-    exponentials: float
-    lanes: float
 
+    @property
+    def tensor(self) -> dict[torch.dtype, float]:
+        return {torch.bfloat16: self.half, torch.float16: self.half, torch.float32: self.tf32 / 3}
 
-def sms(number: int, clock: float, per_clock: int) -> float:
-    return number * clock * per_clock
+    @property
+    def l2(self) -> float:
+        return L2_WIDTH * self.clock
+
+    @property
+    def fma(self) -> float:
+        return self.sms * self.clock * self.fmas
+
+    @property
+    def exponentials(self) -> float:
+        return self.sms * self.clock * EXPONENTIALS
+
+    @property
+    def lanes(self) -> float:
+        return self.sms * self.clock * LANES
 
 
 CHIPS = {
-    "A100": Chip(
-        capability=80,
-        dram=1555e9,
-        l2=5120 * 1.41e9,
-        l2_size=40 * 2**20,
-        tensor={torch.bfloat16: 156e12, torch.float16: 156e12, torch.float32: 78e12 / 3},
-        fma=sms(108, 1.41e9, 64),
-        exponentials=sms(108, 1.41e9, 16),
-        lanes=sms(108, 1.41e9, 4 * 32),
-    ),
-    "H100": Chip(
-        capability=90,
-        dram=3350e9,
-        l2=5120 * 1.83e9,
-        l2_size=50 * 2**20,
-        tensor={torch.bfloat16: 494.5e12, torch.float16: 494.5e12, torch.float32: 247e12 / 3},
-        fma=sms(132, 1.83e9, 128),
-        exponentials=sms(132, 1.83e9, 16),
-        lanes=sms(132, 1.83e9, 4 * 32),
-    ),
+    "A100": Chip(capability=80, sms=108, clock=1.41e9, fmas=64, half=156e12, tf32=78e12, dram=1555e9, l2_size=40 * 2**20),
+    "H100": Chip(capability=90, sms=132, clock=1.83e9, fmas=128, half=494.5e12, tf32=247e12, dram=3350e9, l2_size=50 * 2**20),
 }
 
 POSITION = 2  # channels of the position encoding

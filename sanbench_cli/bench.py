@@ -8,10 +8,9 @@ import typer
 
 from sanbench.errors import InputError
 from sanbench_cli.console import console, progress
-from sanbench_cli.options import Device, Root, start
+from sanbench_cli.options import Device, Results, Root, start
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
-Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Count = Annotated[int, typer.Option("-n", help="Counted steps of each side.")]
 
 
@@ -26,7 +25,7 @@ def model(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, by autocast.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     n: Count = 9,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     results: Results = Path("results"),
 ) -> None:
     """Time SANs against the ResNets they compare with, in turn: sanbench bench model san19 --attack."""
@@ -145,11 +144,11 @@ def ops(
 @bench.command()
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
-    width: Annotated[float, typer.Option(help="Multiplies the channels of a SAN.")] = 0.5,
+    width: Annotated[float, typer.Option(help="Multiplies all channels.")] = 0.5,
     images: Annotated[int, typer.Option(min=1)] = 128,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     n: Count = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
     from sanbench.allocator import keep_memory
@@ -160,8 +159,7 @@ def evaluate(
 
     keep_memory()
     place = select_device(device)
-    variation: dict[str, Any] = {} if name.startswith("resnet") else {"width": width}
-    network = build_model(name, 10, **variation).to(place)
+    network = build_model(name, 10, width=width).to(place)
     for cost in benchmark(network, load_dataset("fashion10k", "test"), place, images, batch_size, n):
         console.print(
             f"{cost.what}: {cost.seconds:.2f} s, own passes {cost.own_seconds:.2f} s, ratio {cost.ratio:.3f} (limit {LIMIT}), "

@@ -41,7 +41,7 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
-    from sanbench.evaluation.experiments import image_side
+    from sanbench.evaluation.subjects import image_side
     from sanbench.models.export import export_model
     from sanbench.training.runs import load_subjects
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sanbench.data import load_dataset
+from sanbench.data import Source, load_dataset
 from sanbench.evaluation.attacks import ATTACKS
 from sanbench.training.config import configure
 from sanbench.training.loop import train
@@ -58,6 +58,16 @@ def san_run(runs) -> Run:
 
 
 @pytest.fixture(scope="session")
+def subject(san_run):
+    return san_run.subject()
+
+
+@pytest.fixture(scope="session")
+def images(folder):
+    return load_dataset(f"folder:{folder}", "test", Source(image_size=32))
+
+
+@pytest.fixture(scope="session")
 def network():
     """Ten classes, a quarter of a second of training: right on most images, and nowhere near robust."""
     train = load_dataset("fashion10k", "train")
@@ -95,3 +105,11 @@ def many():
     test = load_dataset("fashion10k", "test")
     chosen = list(range(0, 2000, 10))
     return test.read(chosen).float() / 255, test.labels[chosen], torch.tensor(chosen)
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """The photographs as a complete set of their own classes, `SMALL`."""
+    from tests.photographs import place, wnid  # by foolbox, which is asked for only where photographs are
+
+    return place(tmp_path / "small", name=wnid, side=64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sanbench.ops.dispatch import OPERATORS, RELATION, Backend, takes
 from sanbench.ops.operator import SPECIFICATIONS
-from tests.test_cpu_kernels import gradients, statistics_of, tensors, to
+from tests.operator_cases import gradients, statistics_of, tensors, to
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sanbench.training.augment import Ready
 from sanbench.training.config import configure
 from sanbench.training.distributed import joined
 from sanbench.training.state import Training
-from tests.test_models import unsettle
+from tests.unsettled import unsettle
 
 MODELS = ("san10_pairwise", "san10_patchwise", "resnet26")
 BATCH = 12

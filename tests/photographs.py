@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import foolbox
+import numpy as np
+import torch
 from PIL import Image
 
-from sanbench.data.imagenet import wnids
+from sanbench.data.imagenet import Layout, wnids
 
 PHOTOGRAPHS = {
     path: int(re.fullmatch(r"imagenet_\d+_(\d+)\.jpg", path.name)[1])
@@ -34,6 +36,13 @@ def wnid(label: int) -> str:
     return wnids()[label]
 
 
+SMALL = Layout(tuple(sorted(map(wnid, LABELS))), {"train": 20, "val": 20})
+
+
+def one_file(root: Path, split="val", label=LABELS[0]) -> Path:
+    return next((root / split / wnid(label)).iterdir())
+
+
 def thousand(root: Path, train: int, val: int) -> Path:
     """A tree of all 1000 class folders with so many files each, of a byte: names and sizes are all the checker reads."""
     for split, count in (("train", train), ("val", val)):
@@ -43,3 +52,9 @@ def thousand(root: Path, train: int, val: int) -> Path:
             for number in range(count):
                 (folder / f"{name}_{number}.JPEG").write_bytes(b"x")
     return root
+
+
+def photograph_batch(side, number=3):
+    """Real pixels, N x 3 x side x side in [0, 1]."""
+    images = [np.asarray(Image.open(path).convert("RGB").resize((side, side))) for path in list(PHOTOGRAPHS)[:number]]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

@@ -1,9 +1,12 @@
-"""An attack in one call: a budget, few steps, the rows it gives."""
+"""An attack or a measurement in one call: a budget, few steps, the rows or the records."""
 
 from dataclasses import replace
 
+import torch
+
 from sanbench.evaluation.attacking import Attack
 from sanbench.evaluation.attacks import parse_attacks
+from sanbench.evaluation.experiments import Protocol, evaluate
 from sanbench.evaluation.loop import evaluating, score
 
 FEW = 12  # steps of attacks that take 100 or 5,000
@@ -20,3 +23,7 @@ def run(name, model, batch, settings, **options):
     with evaluating(model):
         perturbed = attack(*batch)
         return attack, perturbed, score(model, perturbed, batch[2], batch[1])
+
+
+def measured(subject, images, store, perturbations, **protocol):
+    return evaluate(subject, images, perturbations, store, torch.device("cpu"), Protocol(**protocol))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from sanbench import benchmark
 from sanbench.benchmark import Case, compare, kept_for_backward, peak_memory, time_layers
@@ -11,7 +10,7 @@ from sanbench.errors import InputError
 from sanbench.ops import cpu
 from sanbench.records import Store
 from sanbench.report import write_report
-from sanbench_cli.main import app
+from tests.commands import sanbench
 
 CPU = torch.device("cpu")
 SMALL = (("width", 0.5),)
@@ -86,7 +85,7 @@ def test_layers_are_timed_with_each_kernel(monkeypatch):
 
 
 def test_info_tells_what_runs():
-    text = CliRunner().invoke(app, ["info"]).stdout
+    text = sanbench("info").stdout
     for words in (torch.__version__.split("+")[0], cpu.kernel(), "tiled", "threads", "allocator", "keeps freed memory"):
         assert words in text
 
@@ -96,7 +95,7 @@ def test_info_tells_what_runs():
     [(["resnet26"], "resnet26"), (["san10", "--train", "--attack"], "--train"), (["san10", "-n", "0"], "n 0"), (["s"], "'s'")],
 )
 def test_benchmarks_that_cannot_run_say_why(arguments, named, tmp_path):
-    outcome = CliRunner().invoke(app, ["bench", "model", "--image-size", "32", "--results", str(tmp_path), *arguments])
+    outcome = sanbench("bench", "model", "--image-size", "32", "--results", str(tmp_path), *arguments)
     assert outcome.exit_code == 2, outcome.output
     assert named in outcome.stderr
 
@@ -111,7 +110,7 @@ def test_benchmarks_are_kept_and_drawn(tmp_path, monkeypatch):
     command = ["bench", "model", "san10", "--image-size", "32", "--batch-size", "1", "-n", "1", "--results", str(tmp_path)]
     command += ["--footprint", "3", "--footprint", "5"]
     for _ in range(2):  # the second replaces the first
-        outcome = CliRunner().invoke(app, command)
+        outcome = sanbench(*command)
         assert outcome.exit_code == 0, outcome.output
     found = Store(tmp_path).benchmarks()
     assert [one.setting["footprint"] for one in found] == [3, 5]
@@ -125,7 +124,7 @@ def test_benchmarks_are_kept_and_drawn(tmp_path, monkeypatch):
 
 def test_layer_times_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STAGES", ((3, 64, 3),))
-    outcome = CliRunner().invoke(app, ["bench", "ops", "--kernels", "tiled", "-n", "1", "--results", str(tmp_path)])
+    outcome = sanbench("bench", "ops", "--kernels", "tiled", "-n", "1", "--results", str(tmp_path))
     assert outcome.exit_code == 0, outcome.output
     found = Store(tmp_path).benchmarks()
     assert {(one.setting["attention"], one.setting["direction"]) for one in found} == {

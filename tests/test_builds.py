@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sanbench.ops import cpu
-from sanbench.ops.cpu.kernels import COMPILED
+from tests.operator_cases import BUILDS
 
 ROOT = Path(__file__).parent.parent
-BUILDS = [name for name in COMPILED if name in cpu.available()]
 SANITIZE = "-g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 AWKWARD = """
 import sys
@@ -20,7 +18,8 @@ from pathlib import Path
 import torch
 from sanbench.ops.cpu import kernels
 kernels.FOLDER, name = Path(sys.argv[1]), sys.argv[2]
-from tests.test_cpu_kernels import SIZES, case, compare, statistics_of, test_channel_moments, test_normalised_relu
+from tests.operator_cases import SIZES, case, compare, statistics_of
+from tests.test_cpu_normalise import test_channel_moments, test_normalised_relu
 torch.set_num_threads(3)
 for number, size in enumerate([*SIZES, *[None] * 9]):
     for kind in ("pairwise", "patchwise"):

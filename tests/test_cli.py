@@ -2,26 +2,14 @@
 
 import json
 import re
-import shutil
-import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from sanbench_cli.main import app
-from tests.processes import ENVIRONMENT, SANBENCH, started
-
-
-def sanbench(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+from tests.commands import sanbench, snapshot
+from tests.processes import ENVIRONMENT, SANBENCH
 
 
 @pytest.fixture
@@ -208,64 +196,6 @@ def test_models_lists_sizes_and_published_figures():
         assert words in text
 
 
-def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder, tmp_path):
-    results = tmp_path / "results"
-    command = [*SANBENCH, "attack", "san10", "--eps", "1/255", "--batch-size", "4", "--runs", str(runs)]
-    command += ["--results", str(results), "--steps"]
-    with started([*command, "5000"]) as process:
-        deadline = time.monotonic() + 120
-        while not results.exists():  # evaluating has begun
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert stderr.startswith("Interrupted.")
-    assert "Traceback" not in stderr
-    subprocess.run([*command, "2"], env=ENVIRONMENT, check=True, capture_output=True)
-    assert len(list((results / "records").glob("*.json"))) == 2
-
-
-@pytest.mark.slow
-def test_kill_9_loses_and_doubles_nothing(runs, folder, tmp_path):
-    """Two processes, killed at two moments with the one that started them; the same command ends with the rows of one process.
-
-    306 images are a part of 256 and one of 50: when the small one is written the other is under way.
-    """
-    import pandas as pd
-
-    data = tmp_path / "many"  # the 18 images 17 times
-    for path in folder.glob("val/*/*.png"):
-        for copy in range(17):
-            place = data / "val" / path.parent.name / f"{path.stem}-{copy}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, place)
-    command = ["attack", "san10", "--data", f"folder:{data}", "--runs", runs, "--eps", "1/255", "--attack", "pgd"]
-    command = list(map(str, [*command, "--steps", 40]))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    again = [*SANBENCH, *command, "--nproc", "2", "--results", str(killed)]
-    for parts in (0, 1):
-        with started(again) as process:
-            deadline = time.monotonic() + 300
-            while len(list(killed.glob("rows/*/0*.parquet"))) < parts or not killed.exists():
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.01)
-        assert not list(killed.glob("records/*.json"))
-    assert len(list(killed.glob("rows/*/0*.parquet"))) == 1
-    time.sleep(1)  # its processes end with it
-    straight = [*SANBENCH, *command, "--results", str(whole)]
-    for each in (straight, again):
-        subprocess.run(each, env=ENVIRONMENT, check=True, capture_output=True)
-    rows = []
-    for results in (whole, killed):
-        (path,) = results.glob("rows/*.parquet")
-        rows.append(pd.read_parquet(path))
-        assert not [p for p in results.glob("rows/*") if p.is_dir()]
-    assert rows[0]["index"].tolist() == rows[1]["index"].tolist() == list(range(306))
-    assert (rows[0]["prediction"] != rows[1]["prediction"]).sum() <= 1
-
-
 @pytest.mark.slow
 def test_help_answers_at_once():
     seconds = []
@@ -274,51 +204,3 @@ def test_help_answers_at_once():
         subprocess.run([*SANBENCH, "--help"], check=True, capture_output=True, env=ENVIRONMENT)
         seconds.append(time.perf_counter() - started)
     assert sorted(seconds)[2] < 0.5
-
-
-@pytest.fixture
-def small_presets(monkeypatch):
-    """`reproduce` as it is, on narrow networks, few images and one budget."""
-    from sanbench import reproduce
-
-    images = reproduce.load_dataset("fashion10k", "test")
-    narrow = {"width": 0.5, "epochs": 1}
-    attacks = (reproduce.Attacks("pgd,pgd-targeted", "4/255", 4, 1),)
-    preset = reproduce.Preset(attacks, angles="90", san=narrow, resnet={"epochs": 1})
-    monkeypatch.setitem(reproduce.PRESETS, "quick", preset)
-    import sanbench.training.loop as loop
-
-    original = loop.load_dataset
-
-    def few(name, split, source=None):
-        found = original(name, split)
-        found.images, found.labels = found.images[::100], found.labels[::100]
-        return found
-
-    monkeypatch.setattr(loop, "load_dataset", few)
-    images.images, images.labels = images.images[::100], images.labels[::100]
-    monkeypatch.setattr(reproduce, "load_dataset", lambda *_: images)
-    return reproduce
-
-
-def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tmp_path):
-    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    first = sanbench("reproduce", *places)
-    assert first.exit_code == 0, first.output
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        f"quick-{name}" for name in sorted(small_presets.MODELS)
-    ]
-    assert len(list((tmp_path / "results/records").iterdir())) == 3 * (2 + 2)
-    before = snapshot(tmp_path)
-    second = sanbench("reproduce", *places)
-    assert second.exit_code == 0
-    assert snapshot(tmp_path) == before
-
-    shutil.rmtree(tmp_path / "runs" / "quick-resnet26")  # an interruption: one run is gone, one has no end, records are lost
-    (tmp_path / "runs" / "quick-san10_pairwise" / "metrics.jsonl").unlink()
-    for path in (tmp_path / "results/records").glob("resnet26*"):
-        path.unlink()
-    third = sanbench("reproduce", *places)
-    assert third.exit_code == 0, third.output
-    # the same seed gives the same weights, hence the same keys
-    assert set(snapshot(tmp_path / "results/records")) == {path for path in before if path.parent.name == "records"}

@@ -89,11 +89,14 @@ def test_reading_does_not_disturb_the_global_generator(folder):
 
 def test_fingerprint_changes_with_the_files(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    load = lambda: load_dataset(f"folder:{copy}", "test", Source(image_size=32)).fingerprint  # noqa: E731
-    assert load() == load()
-    before = load()
+
+    def fingerprint():
+        return load_dataset(f"folder:{copy}", "test", Source(image_size=32)).fingerprint
+
+    assert fingerprint() == fingerprint()
+    before = fingerprint()
     (copy / "val" / "bag" / "00.png").unlink()
-    assert load() != before
+    assert fingerprint() != before
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])

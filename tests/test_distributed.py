@@ -12,7 +12,9 @@ import torch
 from sanbench.errors import InputError
 from sanbench.models.checkpoints import read_checkpoint
 from sanbench.training.distributed import Team
+from sanbench.training.loop import ALONE
 from sanbench.training.runs import Run
+from sanbench.training.state import Training
 from tests import processes
 from tests.one_step import MODELS
 from tests.processes import SANBENCH, started
@@ -35,12 +37,23 @@ def weights(root, name):
     return read_checkpoint(root / name / "last.pt")["state_dict"]
 
 
-def assert_alike(one, other, tolerance=5e-3, least=1e-5):
-    """Up to `tolerance` of a tensor's norm, or `least`: a bias that began at 0 is one gradient, of float32 sums that cancel."""
+def assert_alike(one, other, tolerance, least):
     assert one.keys() == other.keys()
     for name, values in one.items():
         distance, norm = (values.double() - other[name].double()).norm(), values.double().norm()
         assert distance <= tolerance * norm + least, (name, float(distance), float(norm))
+
+
+def parted(root, one, other):
+    """How far apart two runs' weights and averages ended, as a share of how far `one` came from its fresh weights."""
+    ended = weights(root, one)
+    fresh = Training.build(Run(root / one).config(), torch.device("cpu"), ALONE).model.state_dict()
+
+    def distance(values):
+        pairs = [(values[name].double(), value.double()) for name, value in ended.items() if value.is_floating_point()]
+        return torch.cat([(a - b).flatten() for a, b in pairs]).norm()
+
+    return float(distance(weights(root, other)) / distance(fresh))
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +71,16 @@ def steps(tmp_path_factory):
 def test_two_processes_learn_what_one_learns(model, steps):
     """In float64, where rounding hides nothing: loss, weights and running averages after a step. Seen: 3e-10."""
     assert_alike(steps["one"][model], steps["two"][model], 1e-8, 1e-11)
-    with pytest.raises(AssertionError):
-        assert_alike(steps["one"][model], steps["apart"][model], 1e-3)
+    with pytest.raises(AssertionError):  # this test can fail: each process by its own moments is another network
+        assert_alike(steps["one"][model], steps["apart"][model], 5e-3, 1e-6)
 
 
-# AdamW's first step is the gradient's sign: where the gradient is rounding alone, it goes either way
 PLAIN = ["--set", "optimizer=sgd", "--set", "weight_decay=0.0001", "--lr", "0.001"]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_nproc_trains_one_network_and_speaks_once(model, folder, tmp_path):
-    """The command, in float32: the loss for all; the weights for the ResNet (a fresh SAN has x_i - x_i on a ReLU's kink)."""
+    """The command, in float32. Seen: 2e-4 of what was learnt, and 0.12 or more where each process has its own moments."""
     outcomes = {}
     for name, more in (("one", []), ("two", ["--nproc", "2"])):
         outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *PLAIN, *more)])
@@ -77,8 +89,7 @@ def test_nproc_trains_one_network_and_speaks_once(model, folder, tmp_path):
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     assert one["validation_images"] == two["validation_images"] == 18  # each once
     assert len(outcomes["two"].stdout.splitlines()) == len(outcomes["one"].stdout.splitlines())  # one process speaks
-    if model == "resnet26":
-        assert_alike(weights(tmp_path, "one"), weights(tmp_path, "two"))
+    assert parted(tmp_path, "one", "two") < 1e-3
 
 
 def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
@@ -88,14 +99,14 @@ def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "--", "sanbench_cli"]
-    command = [*torchrun, *training("resnet26", folder, tmp_path, "nodes", *PLAIN, "--resume", "auto")]
+    command = [*torchrun, *training("resnet26", folder, tmp_path, "nodes", "--resume", "auto")]
     with started(command, env=ENVIRONMENT) as first, started(command, env=ENVIRONMENT) as second:
         outputs = [node.communicate(timeout=300) for node in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert sum("Next:" in stdout for stdout, _ in outputs) == 1
-    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one", *PLAIN)])
+    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one")])
     assert one.returncode == 0, one.stderr
-    assert_alike(weights(tmp_path, "one"), weights(tmp_path, "nodes"))
+    assert parted(tmp_path, "one", "nodes") < 0.03  # where a gradient is rounding alone, AdamW's step goes either way
 
 
 def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(folder, tmp_path):

@@ -9,7 +9,8 @@ from sanbench.evaluation import experiments
 from sanbench.evaluation.attacking import bind
 from sanbench.evaluation.attacks import ATTACKS, parse_attacks
 from sanbench.evaluation.draws import PerImage, per_image_draws
-from sanbench.evaluation.experiments import Protocol, Subject, evaluate
+from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.subjects import Subject
 from sanbench.models import Classifier, ModelSpec
 from sanbench.records import Store
 from tests.small import config, run

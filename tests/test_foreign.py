@@ -9,18 +9,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import SqueezeNet1_1_Weights
-from typer.testing import CliRunner
 
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.foreign import load_foreign
-from sanbench_cli.main import app
+from tests.commands import sanbench
 from tests.photographs import LABELS, PHOTOGRAPHS, place
 
 CLASSES = 1000
-
-
-def cli(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +51,7 @@ def test_accuracy_on_photographs_is_torchvisions_own(squeezenet, photographs, pl
 
     network, weights = squeezenet
     name = "torchvision:squeezenet1_1"
-    outcome = cli("accuracy", name, "--weights", weights, "--data", f"folder:{photographs}", *places)
+    outcome = sanbench("accuracy", name, "--weights", weights, "--data", f"folder:{photographs}", *places)
     assert outcome.exit_code == 0, outcome.output
     (record,) = records(tmp_path)
     assert record["model"] == name and record["run"] == "squeezenet"
@@ -92,13 +87,13 @@ def test_every_measurement_and_the_report_take_it(squeezenet, photographs, place
         ["corrupt", name, "--kinds", "contrast", "--severity", "1", *own],
     ]
     for command in commands:
-        outcome = cli(*command, *places)
+        outcome = sanbench(*command, *places)
         assert outcome.exit_code == 0, outcome.output
     found = records(tmp_path)
     assert {record["experiment"] for record in found} == {"accuracy", "rotation", "attack", "transfer", "corruption"}
     assert {record["model"] for record in found} == {f"{name} interpolation=bicubic resize=240"}
     assert {record["data"]["preprocessing"] for record in found} == {"shorter side 240 bicubic, centre crop 224"}
-    assert cli("report", "--format", "md,csv,tex,html", *places[2:]).exit_code == 0
+    assert sanbench("report", "--format", "md,csv,tex,html", *places[2:]).exit_code == 0
     text = (tmp_path / "results" / "report.md").read_text()
     assert "not told" in text and "shorter side 240 bicubic" in text
     assert "Self-attention against ResNet" not in text
@@ -111,13 +106,13 @@ def test_weights_that_a_run_has_and_anothers_stand_in_one_table(squeezenet, runs
     torch.manual_seed(0)
     save_file(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "r18.safetensors")
     options = ["--data", f"folder:{folder}", "--crop", 32, "--runs", runs, *places[2:]]
-    outcome = cli("accuracy", "resnet26", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", *options)
+    outcome = sanbench("accuracy", "resnet26", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", *options)
     assert outcome.exit_code == 0, outcome.output
     assert [record["model"] for record in records(tmp_path)] == ["resnet26", "torchvision:resnet18 crop=32"]
     same = [record["data"] for record in records(tmp_path)]
     assert same[0] == same[1]
     attack = ["attack", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", "--source", "resnet26"]
-    outcome = cli(*attack, "--attack", "fgsm", "--eps", "1/255", "--limit", 2, *options)
+    outcome = sanbench(*attack, "--attack", "fgsm", "--eps", "1/255", "--limit", 2, *options)
     assert outcome.exit_code == 0, outcome.output
 
 
@@ -160,11 +155,11 @@ def test_a_factory_in_the_folder_of_the_command_on_images_as_they_are(tmp_path, 
     (tmp_path / "tinynets.py").write_text(MODULE)
     torch.save(Tiny(10).state_dict(), tmp_path / "tiny.pt")
     command = ["accuracy", "tinynets:fixed", "--weights", "tiny.pt", "--data", "fashion10k", "--limit", 20, *places]
-    assert cli(*command, "--mean", "0.5,0.5,0.5").exit_code == 0
-    assert cli(*command, "--crop", 32).exit_code == 0
+    assert sanbench(*command, "--mean", "0.5,0.5,0.5").exit_code == 0
+    assert sanbench(*command, "--crop", 32).exit_code == 0
     assert records(tmp_path)[0]["model"].startswith("tinynets:fixed")
     for option in (["--crop", 64], ["--resize", 300], ["--interpolation", "bicubic"]):
-        outcome = cli(*command, *option)
+        outcome = sanbench(*command, *option)
         assert outcome.exit_code == 2
         assert "the images of fashion10k stay as they are, 32 x 32" in outcome.stderr
     for name, sentence in {
@@ -173,7 +168,7 @@ def test_a_factory_in_the_folder_of_the_command_on_images_as_they_are(tmp_path, 
         "tinynets:absent": "no function 'absent'",
         "tinynet:fixed": "No module named 'tinynet'; accepted are torchvision:NAME",
     }.items():
-        outcome = cli("accuracy", name, *command[2:])
+        outcome = sanbench("accuracy", name, *command[2:])
         assert outcome.exit_code == 2, outcome.output
         assert sentence in outcome.stderr and outcome.stderr.count("\n") == 1
 
@@ -205,7 +200,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, code, squeezenet, runs, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "squeezenet.pth").symlink_to(squeezenet[1])
     (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
-    outcome = cli("accuracy", *arguments, "--runs", runs, "--results", tmp_path / "results")
+    outcome = sanbench("accuracy", *arguments, "--runs", runs, "--results", tmp_path / "results")
     assert outcome.exit_code == code, outcome.output
     assert sentence in outcome.stderr
     assert outcome.stderr.count("\n") == 1
@@ -214,6 +209,6 @@ def test_bad_input_is_one_sentence(arguments, sentence, code, squeezenet, runs, 
 
 def test_missing_timm_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    outcome = cli("accuracy", "timm:resnet10t", "--weights", tmp_path / "w.pt", "--results", tmp_path)
+    outcome = sanbench("accuracy", "timm:resnet10t", "--weights", tmp_path / "w.pt", "--results", tmp_path)
     assert outcome.exit_code == 2
     assert "pip install 'sanbench[timm]'" in outcome.stderr

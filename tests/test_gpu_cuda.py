@@ -11,7 +11,7 @@ from sanbench.benchmark import Case, compare
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import gpu
 from sanbench.ops.operator import SPECIFICATIONS
-from tests.test_cpu_kernels import case, gradients, statistics_of, to
+from tests.operator_cases import case, gradients, statistics_of, to
 
 OPERATORS = ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm

@@ -9,7 +9,7 @@ from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import gpu
 from sanbench.ops.closed_form import occurrences
 from tests.interpreted import CASES, identity, results
-from tests.test_cpu_kernels import case, statistics_of, tensors
+from tests.operator_cases import case, statistics_of, tensors
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 

@@ -143,13 +143,17 @@ ODD = {
 }
 
 
+def whole_image(width, height):
+    """The whole image, as 64 x 64."""
+    return View(0, 0, width, height, (64, 64))
+
+
 @pytest.mark.parametrize("decoder", FAST)
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_files_are_read_as_pil_reads_them(odd, decoder, tmp_path):
     with Image.open(next(iter(PHOTOGRAPHS))) as image:
         ODD[odd](image.resize((128, 128)), tmp_path / odd)
-    choose = lambda w, h: View(0, 0, w, h, (64, 64))  # noqa: E731
-    expected, found = (DECODERS[name].read(str(tmp_path / odd), choose).float() for name in ("pil", decoder))
+    expected, found = (DECODERS[name].read(str(tmp_path / odd), whole_image).float() for name in ("pil", decoder))
     assert (expected - found).abs().mean() < 0.6
 
 
@@ -162,7 +166,7 @@ def test_what_cannot_be_read_is_named_alike(decoder, content, tmp_path):
     if content in contents:
         path.write_bytes(contents[content])
     with pytest.raises(UnreadableImage, match=r"bad\.jpg is not a readable image"):
-        DECODERS[decoder].read(str(path), lambda w, h: View(0, 0, w, h, (64, 64)))
+        DECODERS[decoder].read(str(path), whole_image)
 
 
 def test_turbo_decodes_no_more_than_a_crop_needs(tmp_path, monkeypatch):
@@ -173,7 +177,10 @@ def test_turbo_decodes_no_more_than_a_crop_needs(tmp_path, monkeypatch):
     shapes = []
     real = simplejpeg.decode_jpeg
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: shapes.append((out := real(*a, **k)).shape) or out)
-    read = lambda name, coarse: DECODERS[name].read(str(path), lambda w, h: View(100, 30, 900, 640, (224, 224), coarse))  # noqa: E731
+
+    def read(name, coarse):
+        return DECODERS[name].read(str(path), lambda w, h: View(100, 30, 900, 640, (224, 224), coarse))
+
     coarse, exact, pil = read("turbo", True), read("turbo", False), read("pil", False)
     assert shapes == [(342, 512, 3), (683, 1024, 3)]
     assert coarse.shape == exact.shape == (3, 224, 224)
@@ -225,8 +232,11 @@ def test_training_crops_are_the_same_for_every_decoder_and_change_with_epoch_and
 
 def test_fingerprints_are_those_of_the_files(photographs, tmp_path):
     copy = shutil.copytree(photographs, tmp_path / "copy")
-    load = lambda root, **source: load_dataset(f"folder:{root}", "test", Source(**source)).fingerprint  # noqa: E731
-    assert load(photographs) == load(copy) == load(copy, decoder="turbo", image_size=64)
+
+    def fingerprint(root, **source):
+        return load_dataset(f"folder:{root}", "test", Source(**source)).fingerprint
+
+    assert fingerprint(photographs) == fingerprint(copy) == fingerprint(copy, decoder="turbo", image_size=64)
     path = copy / "val" / wnid(LABELS[0])
     next(path.iterdir()).rename(path / "other.jpg")
-    assert load(photographs) != load(copy)
+    assert fingerprint(photographs) != fingerprint(copy)

@@ -6,6 +6,7 @@ from torch import nn
 
 from sanbench.evaluation import masking
 from sanbench.evaluation.loop import Perturbed, score
+from tests.made_records import attacked
 from tests.small import config, run
 
 
@@ -47,8 +48,6 @@ def test_classes_in_another_order_look_like_guessing(network, many):
 
 def stored(name, correct, **changes):
     """The record of an attack on 100 images."""
-    from tests.test_report import attacked
-
     base = attacked("san10_pairwise", "8/255", correct)
     return base.model_copy(update={"setting": {**base.setting, "attack": name, "members": [], **changes}})
 

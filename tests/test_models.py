@@ -16,6 +16,7 @@ from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
 from sanbench.ops.attention import pairwise_delta, patchwise_delta
 from sanbench.ops.footprint import Footprint
 from tests import released
+from tests.unsettled import unsettle
 
 SIZES = {  # parameters, GMACs at 224
     "resnet26": (13_696_552, None),
@@ -60,8 +61,19 @@ def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks, kind):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("image", [(32, 32), (33, 47)])
 def test_every_model_takes_images_from_32_up(name, image):
-    model = sanbench.build_model(name, num_classes=7, **({} if name.startswith("resnet") else {"width": 0.5})).eval()
+    model = sanbench.build_model(name, num_classes=7, width=0.5).eval()
     assert model(torch.rand(2, 3, *image)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("width", "channels"), [(0.5, [128, 256, 512, 1024]), (0.3, [64, 160, 320, 608]), (2, [512, 1024, 2048, 4096])]
+)
+def test_a_resnets_width_is_that_of_its_stages(width, channels):
+    network = sanbench.build_model("resnet26", 7, width=width).network
+    assert [
+        stage[-1].conv3.out_channels for stage in (network.layer1, network.layer2, network.layer3, network.layer4)
+    ] == channels
+    assert network.fc.weight.shape == (7, channels[-1])
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=str)
@@ -72,17 +84,6 @@ def test_every_variation_learns(variation):
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert missing == []
     assert all(model.spec.variation[field] == value for field, value in variation.items() if field != "attention")
-
-
-def unsettle(model):
-    """Parameters as unlike fresh ones as trained ones are: a fresh bias of 0 puts x_i - x_i just on the kink of a ReLU."""
-    with torch.no_grad():
-        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(-0.5, 0.5)
-            norm.running_mean.uniform_(-0.1, 0.1)
-        for linear in (module for module in model.modules() if isinstance(module, nn.Conv2d) and module.in_channels < 32):
-            linear.weight.mul_(3)
 
 
 class PlainAttention(nn.Module):

@@ -10,6 +10,7 @@ from sanbench.ops.footprint import Footprint
 from sanbench.ops.operator import tile_size
 from sanbench.ops.relation import RELATIONS
 from tests import naive
+from tests.operator_cases import to
 
 ops = torch.ops.sanbench
 KINDS = [(kind, relation) for kind, table in RELATIONS.items() for relation in table]
@@ -136,7 +137,9 @@ def every_operator():
 
 
 def requiring_grad(arguments):
-    leaf = lambda t: t.clone().requires_grad_()  # noqa: E731
+    def leaf(t):
+        return t.clone().requires_grad_()
+
     return tuple([leaf(t) for t in a] if isinstance(a, list) else leaf(a) if torch.is_tensor(a) else a for a in arguments)
 
 
@@ -229,12 +232,11 @@ def test_arguments_that_do_not_fit_are_named(kind, changes, named, dtype):
     """By the compiled kernels' way in (float) as by the specification's (double)."""
     relation = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": None}[kind]
     arguments = layer(kind, relation, (4, 5, 3, 1, 1))
-    cast = lambda a: [t.to(dtype) for t in a] if isinstance(a, list) else a.to(dtype) if torch.is_tensor(a) else a  # noqa: E731
     if dtype is torch.float:
         named = named.replace("torch.float32", "torch.float64")
         changes = {at: (lambda v: v.double()) if "float64" in named else change for at, change in changes.items()}
     with pytest.raises(InputError, match=named):
-        operator(kind)(*replaced(tuple(map(cast, arguments)), **changes))
+        operator(kind)(*replaced(tuple(to(list(arguments), dtype)), **changes))
 
 
 def test_weights_that_do_not_fit_are_named():

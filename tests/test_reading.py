@@ -1,10 +1,10 @@
 """From the command to records and figures, on the photographs; and the benchmark of reading."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from sanbench.data import Source, load_dataset
 from sanbench.errors import InputError
@@ -13,7 +13,7 @@ from sanbench.models.checkpoints import save_checkpoint
 from sanbench.training.augment import Place, augment
 from sanbench.training.config import configure
 from sanbench.training.reading import make_photographs, measure_reading, photographs_here
-from sanbench_cli.main import app
+from tests import commands
 from tests.photographs import PHOTOGRAPHS, place, wnid
 
 
@@ -42,8 +42,7 @@ def checkpoint(photographs, tmp_path_factory):
     return path
 
 
-def sanbench(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 
 
 def test_records_of_two_decoders_stand_beside_each_other(checkpoint, tmp_path):

@@ -5,14 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import sanbench
 import sanbench.reproduce  # before a test exchanges what it imports
 from sanbench.models.san import SANConfig
 from sanbench.training.runs import Run
-from sanbench_cli.main import app
-from tests import elsewhere
+from tests import commands, elsewhere
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -44,7 +42,7 @@ def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch)
     monkeypatch.setattr("sanbench.data.prepare.prepare", lambda *args: None)
     monkeypatch.setattr("sanbench.data.shrink.shrink", lambda *args: called.append("data") or 0)
     monkeypatch.setattr("sanbench.reproduce.reproduce", lambda *args: called.append("reproduce") or ([], []))
-    outcome = CliRunner().invoke(app, command)
+    outcome = commands.sanbench(*command)
     assert outcome.exit_code == 0, outcome.output
     if command[0] not in ("models", "report", "info", "import"):
         assert command[0] in called

@@ -1,17 +1,38 @@
 """ResNet baselines: torchvision's bottleneck ResNet with the block counts of the paper's comparison."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 
 class ResNetConfig(BaseModel):
-    """`ResNetConfig(blocks=(1, 2, 4, 1))` is ResNet26; a baseline has no variations."""
+    """`ResNetConfig(blocks=(1, 2, 4, 1))` is ResNet26.
+
+    width   multiplies every stage's channels, in multiples of 32, as a SAN's does; the stem keeps its 64
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: tuple[int, int, int, int]
+    width: float = Field(default=1.0, gt=0, le=8)
+
+
+class Scaled(ResNet):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's ResNet with stages of another width."""
+
+    def __init__(self, config: ResNetConfig, num_classes: int) -> None:
+        self.width = config.width
+        super().__init__(Bottleneck, list(config.blocks))
+        self.fc = nn.Linear(self.inplanes, num_classes)
+
+    def _make_layer(self, block: Any, planes: int, *rest: Any, **options: Any) -> nn.Sequential:
+        return super()._make_layer(block, max(8, round(planes * self.width / 8) * 8), *rest, **options)
 
 
 def resnet(config: ResNetConfig, num_classes: int) -> ResNet:
     """Normalised images N x 3 x H x W, H and W from 32 up -> logits N x num_classes."""
+    if config.width != 1:
+        return Scaled(config, num_classes)
     return ResNet(Bottleneck, list(config.blocks), num_classes=num_classes)

@@ -8,21 +8,17 @@ import pandas as pd
 from sanbench.errors import unknown
 from sanbench.evaluation.statistics import wilson
 from sanbench.figures import SWEEPS, draw_cost, draw_robustness, sweeps
+from sanbench.models import MODELS
 from sanbench.records import Record, Store
-from sanbench.report.comparisons import comparison_section, per_class_section
+from sanbench.report.accuracy import accuracy_section, per_class_section
+from sanbench.report.attacks import attack_section, transfer_section
+from sanbench.report.cells import Rows
+from sanbench.report.comparisons import comparison_section
+from sanbench.report.corruptions import corruption_section
 from sanbench.report.cost import COST_PICTURE, cost_section
+from sanbench.report.provenance import provenance_section
 from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
-from sanbench.report.sections import (
-    Rows,
-    accuracy_section,
-    attack_section,
-    cell,
-    corruption_section,
-    network_order,
-    provenance_section,
-    rotation_section,
-    transfer_section,
-)
+from sanbench.report.rotations import rotation_section
 
 FORMATS = (*DOCUMENTS, "csv")
 SECTIONS = (
@@ -70,6 +66,12 @@ def newest(records: Sequence[Record]) -> list[Record]:
     latest = {(record.run, record.model): record.weights for record in records}  # oldest first, so the newest stays
     kept = [record for record in records if latest[record.run, record.model] == record.weights]
     return sorted(kept, key=lambda record: (network_order(record), record.run))
+
+
+def network_order(record: Record) -> int:
+    names = list(MODELS)
+    name = record.model.split()[0]
+    return names.index(name) if name in names else len(names)
 
 
 def by_data(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -130,6 +132,3 @@ def flat(record: Record) -> dict[str, Any]:
         "created": record.created,
         **record.versions,
     }
-
-
-__all__ = ["FORMATS", "cell", "write_report"]

@@ -1,17 +1,14 @@
-"""Each SAN against its ResNet on the same images, and accuracy by class."""
+"""Each SAN against its ResNet on the same images."""
 
 from collections.abc import Sequence
 
-import pandas as pd
-
-from sanbench.evaluation.statistics import holm, paired_difference, wilson
+from sanbench.evaluation.statistics import holm, paired_difference
 from sanbench.models import MODELS
 from sanbench.records import Record
+from sanbench.report.attacks import still_right
+from sanbench.report.cells import Rows, condition, identity
 from sanbench.report.rendering import Block, Bold, Heading, Table, Text
-from sanbench.report.sections import Rows, condition, identity, still_right
 
-CLASSES_SHOWN = 20  # a table with more columns is for a CSV reader
-ENDS_SHOWN = 5
 LEVEL = 0.05
 TITLES = {
     "accuracy": "Upright",
@@ -73,36 +70,3 @@ def comparison(experiment: str, compared: Sequence[tuple[Record, Record]], group
         f"correction for the {len(lines)} tests of this table. Bold: the interval excludes 0 and the corrected p is below 0.05."
     )
     return [Heading(TITLES[experiment], 4), Text(about + (budgets if experiment == "attack" else "")), Table(lines)]
-
-
-def per_class_section(group: Sequence[Record], rows: Rows) -> list[Block]:
-    """All classes, or of many the best and the worst ones."""
-    lines, extremes = [], []
-    for record in group:
-        if record.experiment != "accuracy" or not record.classes:
-            continue
-        frame = rows(record)
-        right = frame["prediction"].eq(frame["label"]).groupby(frame["label"]).agg(["sum", "count"])
-        line = {"network": record.model, "weights": record.weights[:8]}
-        if len(record.classes) > CLASSES_SHOWN:
-            extremes.append(line | best_and_worst(right, record.classes) | {"n": identity(record)["n"]})
-            continue
-        for label, name in enumerate(record.classes):
-            hits, total = map(int, right.loc[label]) if label in right.index else (0, 0)
-            line[name] = f"{100 * wilson(hits, total).value:.1f} ({total})" if total else "—"
-        lines.append(line | {"n": identity(record)["n"]})
-    text = Text("Top-1 on upright images by class; in parentheses the number of images.")
-    tables = [Table(found) for found in (lines, extremes) if found]
-    return [Heading("Accuracy by class", 3), text, *tables] if tables else []
-
-
-def best_and_worst(right: pd.DataFrame, classes: Sequence[str]) -> dict[str, str]:
-    """`tench 0: 98.0 (50); ...` for the ends of the list; of equal classes the worst are those of lower index."""
-    order = (right["sum"] / right["count"]).sort_values(kind="stable").index
-
-    def text(label: int) -> str:
-        hits, total = map(int, right.loc[label])
-        return f"{classes[label]} {label}: {100 * wilson(hits, total).value:.1f} ({total})"
-
-    ends = {f"worst {ENDS_SHOWN}": order[:ENDS_SHOWN], f"best {ENDS_SHOWN}": order[::-1][:ENDS_SHOWN]}
-    return {title: "; ".join(map(text, labels)) for title, labels in ends.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sanbench.errors import InputError, SanbenchError, unknown
-from sanbench.evaluation.experiments import Subject
+from sanbench.evaluation.subjects import Subject
 from sanbench.models.foreign import is_foreign
 from sanbench.training.config import Means, TrainConfig
 

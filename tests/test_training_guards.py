@@ -5,14 +5,13 @@ import shutil
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from sanbench.errors import SanbenchError
 from sanbench.training import guards
 from sanbench.training.config import configure
 from sanbench.training.loop import train
 from sanbench.training.runs import Run
-from sanbench_cli.main import app
+from tests.commands import sanbench
 
 CPU = torch.device("cpu")
 CHANGES = {"epochs": 2, "batch_size": 8, "lr": 0.01}
@@ -91,16 +90,16 @@ def test_a_full_disk_leaves_the_checkpoint_before(folder, tmp_path, monkeypatch)
 def test_runs_and_a_dry_run(folder, tmp_path):
     data = ["--data", f"folder:{folder}", "--image-size", "32", "--set", "width=0.5", "--epochs", "2", "--batch-size", "8"]
     command = ["train", "san10", *data, "--runs", str(tmp_path / "runs")]
-    planned = CliRunner().invoke(app, [*command, "--dry-run"])
+    planned = sanbench(*command, "--dry-run")
     assert planned.exit_code == 0, planned.output
     assert "48 images, 6 steps an epoch, 12 in all" in planned.stdout
     assert json.loads(planned.stdout[: planned.stdout.rindex("}") + 1])["recipe"]["epochs"] == 2
     assert not (tmp_path / "runs").exists()
-    trained = CliRunner().invoke(app, [*command, "--run", "mine"])
+    trained = sanbench(*command, "--run", "mine")
     assert trained.exit_code == 0, trained.output
     assert "epoch 1 of 2 loss" in trained.stdout
     steps = [line for line in Run(tmp_path / "runs" / "mine").lines() if "data_wait" in line and "step" in line]
     assert [(line["epoch"], line["step"]) for line in steps] == [(1, 6), (2, 6)]
-    listed = CliRunner().invoke(app, ["runs", "--runs", str(tmp_path / "runs")])
+    listed = sanbench("runs", "--runs", str(tmp_path / "runs"))
     assert "finished" in listed.stdout
     assert "2 of 2" in listed.stdout

@@ -1,0 +1,67 @@
+"""Accuracy upright: of all images, and by class."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from sanbench.evaluation.statistics import wilson
+from sanbench.models import MODELS
+from sanbench.records import Record
+from sanbench.report.cells import Rows, cell, footmarks, footnotes, identity, marked, top1
+from sanbench.report.rendering import Block, Heading, Table, Text
+
+CLASSES_SHOWN = 20  # a table with more columns is for a CSV reader
+ENDS_SHOWN = 5
+
+
+def accuracy_section(group: Sequence[Record], rows: Rows) -> list[Block]:
+    published = group[0].data["name"] == "imagenet"
+    upright = [record for record in group if record.experiment == "accuracy"]
+    marks = footmarks(upright)
+    lines = []
+    for record in upright:
+        counts = record.counts
+        line = {
+            "network": record.model,
+            "top-1": cell(top1(record)) + marked(record, marks),
+            "top-5": cell(wilson(counts["correct_top5"], counts["images"])),
+            **identity(record),
+        }
+        paper = MODELS[record.model].published if published and record.model in MODELS else None
+        if published:
+            line["published top-1 / top-5"] = f"{paper.top1} / {paper.top5}" if paper else ""
+        lines.append(line)
+    return [Heading("Accuracy, upright", 3), Table(lines), *footnotes(marks)] if lines else []
+
+
+def per_class_section(group: Sequence[Record], rows: Rows) -> list[Block]:
+    """All classes, or of many the best and the worst ones."""
+    lines, extremes = [], []
+    for record in group:
+        if record.experiment != "accuracy" or not record.classes:
+            continue
+        frame = rows(record)
+        right = frame["prediction"].eq(frame["label"]).groupby(frame["label"]).agg(["sum", "count"])
+        line = {"network": record.model, "weights": record.weights[:8]}
+        if len(record.classes) > CLASSES_SHOWN:
+            extremes.append(line | best_and_worst(right, record.classes) | {"n": identity(record)["n"]})
+            continue
+        for label, name in enumerate(record.classes):
+            hits, total = map(int, right.loc[label]) if label in right.index else (0, 0)
+            line[name] = f"{100 * wilson(hits, total).value:.1f} ({total})" if total else "—"
+        lines.append(line | {"n": identity(record)["n"]})
+    text = Text("Top-1 on upright images by class; in parentheses the number of images.")
+    tables = [Table(found) for found in (lines, extremes) if found]
+    return [Heading("Accuracy by class", 3), text, *tables] if tables else []
+
+
+def best_and_worst(right: pd.DataFrame, classes: Sequence[str]) -> dict[str, str]:
+    """`tench 0: 98.0 (50); ...` for the ends of the list; of equal classes the worst are those of lower index."""
+    order = (right["sum"] / right["count"]).sort_values(kind="stable").index
+
+    def text(label: int) -> str:
+        hits, total = map(int, right.loc[label])
+        return f"{classes[label]} {label}: {100 * wilson(hits, total).value:.1f} ({total})"
+
+    ends = {f"worst {ENDS_SHOWN}": order[:ENDS_SHOWN], f"best {ENDS_SHOWN}": order[::-1][:ENDS_SHOWN]}
+    return {title: "; ".join(map(text, labels)) for title, labels in ends.items()}

@@ -1,0 +1,16 @@
+"""Commands in the tests' own process: what they print, how they end, and which files they leave."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from sanbench_cli.main import app
+
+
+def sanbench(*arguments: object, columns: int = 80) -> Result:
+    """As typed on a terminal of so many columns."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
+
+
+def snapshot(folder: str | Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

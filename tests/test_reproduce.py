@@ -1,0 +1,55 @@
+"""`sanbench reproduce`: trains, measures, reports, and repeats nothing."""
+
+import shutil
+
+import pytest
+
+from tests.commands import sanbench, snapshot
+
+
+@pytest.fixture
+def small_presets(monkeypatch):
+    """`reproduce` as it is, on narrow networks, few images and one budget."""
+    from sanbench import reproduce
+
+    images = reproduce.load_dataset("fashion10k", "test")
+    narrow = {"width": 0.5, "epochs": 1}
+    attacks = (reproduce.Attacks("pgd,pgd-targeted", "4/255", 4, 1),)
+    preset = reproduce.Preset(attacks, angles="90", san=narrow, resnet={"epochs": 1})
+    monkeypatch.setitem(reproduce.PRESETS, "quick", preset)
+    import sanbench.training.loop as loop
+
+    original = loop.load_dataset
+
+    def few(name, split, source=None):
+        found = original(name, split)
+        found.images, found.labels = found.images[::100], found.labels[::100]
+        return found
+
+    monkeypatch.setattr(loop, "load_dataset", few)
+    images.images, images.labels = images.images[::100], images.labels[::100]
+    monkeypatch.setattr(reproduce, "load_dataset", lambda *_: images)
+    return reproduce
+
+
+def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tmp_path):
+    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    first = sanbench("reproduce", *places)
+    assert first.exit_code == 0, first.output
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"quick-{name}" for name in sorted(small_presets.MODELS)
+    ]
+    assert len(list((tmp_path / "results/records").iterdir())) == 3 * (2 + 2)
+    before = snapshot(tmp_path)
+    second = sanbench("reproduce", *places)
+    assert second.exit_code == 0
+    assert snapshot(tmp_path) == before
+
+    shutil.rmtree(tmp_path / "runs" / "quick-resnet26")  # an interruption: one run is gone, one has no end, records are lost
+    (tmp_path / "runs" / "quick-san10_pairwise" / "metrics.jsonl").unlink()
+    for path in (tmp_path / "results/records").glob("resnet26*"):
+        path.unlink()
+    third = sanbench("reproduce", *places)
+    assert third.exit_code == 0, third.output
+    # the same seed gives the same weights, hence the same keys
+    assert set(snapshot(tmp_path / "results/records")) == {path for path in before if path.parent.name == "records"}
