@@ -7,6 +7,7 @@ import platform
 
 from setuptools import Extension, setup
 
+SOURCES = ("pairwise", "patchwise", "normalise", "pool", "linear", "features")
 FLAGS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
@@ -18,7 +19,10 @@ setup(
     ext_modules=[
         Extension(  # a plain shared library, loaded by sanbench.ops.cpu
             f"sanbench.ops.cpu.kernels_{name}",
-            [f"sanbench/ops/cpu/{source}.cpp" for source in ("pairwise", "patchwise", "normalise", "features")],
+            [
+                f"sanbench/ops/cpu/{source}.cpp"
+                for source in ("pairwise", "patchwise", "normalise", "pool", "linear", "features")
+            ],
             depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-fopenmp"],

@@ -84,6 +84,10 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
     assert error.max() < 0.05, f"{error.max()} of {scale}"
 
 
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(bool((a.detach().numpy() == b.detach().numpy()).all()) for a, b in zip(one, other, strict=True))
+
+
 def compare(operator: str, values: list, build: str, wanted: list[int] | None = None) -> None:
     run = getattr(torch.ops.sanbench, operator)
     exact = to(values, torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.operator_cases import EVERY, arguments_of, gradients
+from tests.operator_cases import EVERY, arguments_of, gradients, same
 
 
 @pytest.mark.parametrize("operator", EVERY)
@@ -34,10 +34,6 @@ def results_of(operator: str) -> list[Tensor]:
     run = getattr(torch.ops.sanbench, operator)
     out, grads = gradients(run, values, torch.ones(run(*values).shape))
     return [out, *grads]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(bool((a.detach().numpy() == b.detach().numpy()).all()) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("operator", EVERY)

@@ -57,7 +57,7 @@ def mean_of_images(values: Tensor) -> Tensor:
     return values.mean(0)
 
 
-def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None = None, count: int = 0) -> tuple[Tensor, Tensor]:
     """Batch normalisation as x -> scale * x + shift, from the batch's moments or, without, the running averages.
 
     moments is N x 2 x D: mean and biased variance of each image, each over `count` values. The running averages are
@@ -85,22 +85,38 @@ def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None, count: int) -> t
     return scale, norm.bias - mean * scale
 
 
-def normalised(norm: nn.Module, x: Tensor, function: Callable[[Tensor], Out]) -> Out:
+def normalised(
+    norm: nn.Module,
+    x: Tensor,
+    function: Callable[[Tensor], Out],
+    activation: Callable[[Tensor, Tensor, Tensor], Tensor] = normalised_relu,
+) -> Out:
     """function(relu(norm(x))). In training x alone is kept of a large x: the backward computes again what `function` keeps.
 
-    The moments are not computed again, so that averages run once and processes meet once.
+    `activation` takes x, scale and shift; another one than `normalised_relu` does more in the same pass. The moments are
+    not computed again, so that averages run once and processes meet once.
     """
     assert isinstance(norm, nn.BatchNorm2d)
     moments = channel_moments(x) if norm.training else None
     scale, shift = normalisation(norm, moments, x.shape[-2] * x.shape[-1])
 
     def apply(x: Tensor, scale: Tensor, shift: Tensor) -> Out:
-        return function(normalised_relu(x, scale, shift))
+        return function(activation(x, scale, shift))
 
     if not norm.training or not torch.is_grad_enabled() or x.numel() < RECOMPUTED:
         return apply(x, scale, shift)
     out: Out = checkpoint(apply, x, scale, shift, use_reentrant=False, preserve_rng_state=False)
     return out
+
+
+def is_fixed(module: nn.Module, x: Tensor) -> bool:
+    """Whether `module` maps x by constants: nothing normalises by the batch and no parameter asks for a gradient.
+
+    Then `normalised_linear` serves, which has a kernel on CPUs, outside autocast.
+    """
+    if module.training or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()))
 
 
 def synchronise(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
-from sanbench.models.normalisation import normalisation, normalised
+from sanbench.models.normalisation import is_fixed, normalisation, normalised
+from sanbench.ops.linear import normalised_linear
+from sanbench.ops.pool import normalised_pool
 from sanbench.ops.relation import RELATIONS
 
 STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
@@ -119,13 +121,18 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """phi(x), psi(x), beta(x), as one linear: x is read once, and a wide product is the faster one."""
-        if self.shared == "phi-psi-beta":
-            x = self.phi(x)
-            return x, x, x
-        linears = [self.phi, self.beta] if self.shared == "phi-psi" else [self.phi, self.psi, self.beta]
-        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
-        query, *key, value = F.conv2d(x, weight, bias).split([linear.out_channels for linear in linears], 1)
-        return query, key[0] if key else query, value
+        weight, bias = (torch.cat(values) for values in self.linears())
+        return self.parts(F.conv2d(x, weight[:, :, None, None], bias))
+
+    def linears(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights, each outputs x inputs, and biases of phi, psi and beta, as far as they are linears of their own."""
+        linears: list[Any] = [getattr(self, name) for name in ("phi", "psi", "beta") if hasattr(self, name)]
+        return [linear.weight.flatten(1) for linear in linears], [linear.bias for linear in linears]
+
+    def parts(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(x), psi(x), beta(x) of what the linears give, one below the other."""
+        query, *others = projected.split([len(bias) for bias in self.linears()[1]], 1)
+        return query, others[0] if len(others) == 2 else query, others[-1] if others else query
 
     def mapping(self, statistics: Callable[[list[Tensor]], Tensor], count: int) -> list[Tensor]:
         """gamma as the operators take it; in training normalised by `statistics`, over `count` values an image."""
@@ -146,9 +153,10 @@ class SelfAttention(nn.Module):
         height, width = x.shape[-2:]
         dtype = self.position.weight.dtype  # not autocast's: neighbouring pixels differ by little
         across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=dtype) for n in (width, height))
-        coordinates = torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
-        weight, bias = self.position.parameters()  # multiplied out: autocast would narrow a convolution
-        encoded = (weight * coordinates).sum(1) + bias[:, None, None]
+        weight, bias = self.position.weight.flatten(1), self.position.bias
+        assert bias is not None
+        of_across, of_down = weight[:, :1] * across, weight[:, 1:] * down  # by hand: autocast would narrow a convolution
+        encoded = of_across[:, None] + of_down[:, :, None] + bias[:, None, None]
         return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
 
 
@@ -163,8 +171,16 @@ class Block(nn.Module):
         self.expand = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = self.attention.attend(*normalised(self.before[0], x, self.attention.project))
-        return normalised(self.after[0], attended, self.expand).add_(x)  # a linear does not keep what it returns
+        before, after = self.before[0], self.after[0]
+        assert isinstance(before, nn.BatchNorm2d) and isinstance(after, nn.BatchNorm2d)
+        if is_fixed(self, x):  # neither what is normalised nor what is summed is written
+            projected = normalised_linear(x, *normalisation(before), *self.attention.linears())
+            attended = self.attention.attend(*self.attention.parts(projected))
+            weight, bias = self.expand.weight.flatten(1), self.expand.bias
+            assert bias is not None
+            return normalised_linear(attended, *normalisation(after), [weight], [bias], x)
+        attended = self.attention.attend(*normalised(before, x, self.attention.project))
+        return normalised(after, attended, self.expand).add_(x)  # a linear does not keep what it returns
 
 
 class SAN(nn.Module):
@@ -192,10 +208,15 @@ class SAN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)  # 1x1 linears, pooling and normalisation are faster so
         linear, norm = self.stem
-        x = linear(x)
+        assert isinstance(linear, nn.Conv2d)
+        pool: Callable[..., Tensor] = normalised_pool
+        if is_fixed(self.stem, x):  # the widest map of all is never written
+            pool = partial(normalised_pool, weight=linear.weight.flatten(1))
+        else:
+            x = linear(x)
         for stage in self.stages:
             assert isinstance(stage, nn.Sequential)
-            pool, linear, blocks, following = stage
-            x = blocks(normalised(norm, x, nn.Sequential(pool, linear)))
-            norm = following
+            _, linear, blocks, following = stage  # pooling comes with the normalisation before it
+            x = blocks(normalised(norm, x, linear, pool))
+            norm, pool = following, normalised_pool
         return self.classifier(normalised(norm, x, partial(torch.mean, dim=(2, 3))))

@@ -34,16 +34,6 @@ void each(const Normalise& n, int64_t first, int64_t rows, F&& f) {
                 for (int64_t i = 0; i < n.inner; i += LANES)
                     f((o * n.channels + c) * n.inner + i, c, std::min<int64_t>(LANES, n.inner - i));
 }
-static inline V part(const float* from, int64_t n) {  // the first n of a vector, then zeros
-    if (n == LANES) return load(from);
-    V x{};
-    for (int64_t i = 0; i < n; ++i) x[i] = from[i];
-    return x;
-}
-static inline void put(float* to, V x, int64_t n) {
-    if (n == LANES) return store(to, x);
-    for (int64_t i = 0; i < n; ++i) to[i] = x[i];
-}
 
 template <bool ALONG>
 void forward(const Normalise& n) {

@@ -161,10 +161,13 @@ struct Free {
     void operator()(void* p) const { free(p); }
 };
 typedef std::unique_ptr<float[], Free> Buffer;
-static Buffer zeros(long n) {  // aligned to a vector
-    const long bytes = padded(std::max(n, 1L) * 4, 64);
-    float* p = (float*)aligned_alloc(64, bytes);
+static Buffer unset(long n) {  // aligned to a vector
+    float* p = (float*)aligned_alloc(64, padded(std::max(n, 1L) * 4, 64));
     if (!p) abort();
-    memset(p, 0, bytes);
     return Buffer(p);
+}
+static Buffer zeros(long n) {
+    Buffer p = unset(n);
+    memset(p.get(), 0, 4 * std::max(n, 1L));
+    return p;
 }

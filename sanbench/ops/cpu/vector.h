@@ -23,6 +23,16 @@ typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_a
 
 static inline V load(const float* p) { return *(const Unaligned*)p; }
 static inline void store(float* p, V x) { *(Unaligned*)p = x; }
+static inline V part(const float* from, int64_t n) {  // the first n of a vector, then zeros
+    if (n == LANES) return load(from);
+    V x{};
+    for (int64_t i = 0; i < n; ++i) x[i] = from[i];
+    return x;
+}
+static inline void put(float* to, V x, int64_t n) {
+    if (n == LANES) return store(to, x);
+    for (int64_t i = 0; i < n; ++i) to[i] = x[i];
+}
 static inline V all(float x) { return V{} + x; }
 static inline long padded(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 

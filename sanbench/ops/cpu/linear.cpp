@@ -1,0 +1,176 @@
+// 1 x 1 convolutions as matrix products, with what surrounds them: forward
+//     out = W relu(scale x + shift) + bias + residual
+// and backward
+//     grad_x = scale (W^T grad) where scale x + shift > 0,
+// over dense channels-last maps, which are matrices pixels x channels. W comes in parts, rows below rows.
+//
+// A tile of out, TILE_ROWS pixels x TILE_COLUMNS channels, stays in registers while DEPTH products are added to it.
+#include "tile.h"
+
+constexpr int PARTS = 3;  // of W at most
+
+struct Linear {  // mirrored by linear.py
+    int64_t pixels, inputs, outputs, parts;
+    int threads;
+    const float *x, *scale, *shift;
+    const float *residual, *grad;        // pixels x outputs; residual may be missing
+    float* out;                          // pixels x outputs, backward pixels x inputs
+    int64_t size[PARTS];                       // rows of each part of W
+    const float *weight[PARTS], *bias[PARTS];  // size x inputs, size
+};
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 14;
+#else
+constexpr int TILE_ROWS = 6;
+#endif
+constexpr int TILE_COLUMNS = 2 * LANES, DEPTH = 256, PITCH = DEPTH + 16;
+constexpr int64_t BLOCK = 112;  // rows of a task at most: BLOCK x DEPTH stay in the second-level cache
+
+struct Product {  // out (rows x columns) = left (rows x inner) * right + bias + residual
+    int64_t rows, inner, columns;
+    const float *left, *scale, *shift;  // left is taken as relu(scale left + shift), where there is a scale
+    Buffer right, bias;                 // panels of inner x TILE_COLUMNS; padded
+    const float *residual, *masked, *by, *and_shift;  // the result times `by` where by * masked + and_shift > 0
+    float* out;
+};
+
+template <class F>
+void pack(Product& p, int threads, F&& panel) {  // panel(to, first column, columns) of the right side
+    const int64_t panels = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    p.right = unset(panels * TILE_COLUMNS * p.inner), p.bias = zeros(panels * TILE_COLUMNS);
+    parallel((int)panels, threads, [&](auto& next, int) {
+        for (int k; (k = next()) >= 0;) {
+            float* to = p.right.get() + k * TILE_COLUMNS * p.inner;
+            const int64_t columns = std::min<int64_t>(TILE_COLUMNS, p.columns - k * TILE_COLUMNS);
+            if (columns < TILE_COLUMNS) memset(to, 0, 4 * TILE_COLUMNS * p.inner);
+            panel(to, (int64_t)k * TILE_COLUMNS, columns);
+        }
+    });
+}
+
+// Four rows of a weight as four columns of a panel.
+void transpose(float* to, const float* const* rows, int64_t length) {
+    typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+    int64_t k = 0;
+    for (; k + 4 <= length; k += 4) {
+        Four x[4], y[4];
+        for (int i = 0; i < 4; ++i) x[i] = *(const Four*)(rows[i] + k);
+        for (int i = 0; i < 2; ++i) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + 2], 0, 4, 1, 5);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 2], 2, 6, 3, 7);
+        }
+        for (int i = 0; i < 2; ++i) {
+            *(Four*)(to + (k + 2 * i) * TILE_COLUMNS) = __builtin_shufflevector(y[i], y[i + 2], 0, 4, 1, 5);
+            *(Four*)(to + (k + 2 * i + 1) * TILE_COLUMNS) = __builtin_shufflevector(y[i], y[i + 2], 2, 6, 3, 7);
+        }
+    }
+    for (; k < length; ++k)
+        for (int i = 0; i < 4; ++i) to[k * TILE_COLUMNS + i] = rows[i][k];
+}
+
+// DEPTH columns from `first` of a block of rows of the left side, PITCH apart.
+void fill_left(const Product& p, float* to, int64_t row, int64_t rows, int64_t first, int64_t depth) {
+    for (int64_t r = 0; r < rows; ++r, to += PITCH) {
+        const float* from = p.left + (row + r) * p.inner + first;
+        for (int64_t k = 0; k < depth; k += LANES) {
+            const int64_t n = std::min<int64_t>(LANES, depth - k);
+            const V x = part(from + k, n);
+            store(to + k, p.scale ? relu(part(p.scale + first + k, n) * x + part(p.shift + first + k, n)) : x);
+        }
+    }
+}
+
+// sum += left (TILE_ROWS x depth, PITCH apart) * right (depth x TILE_COLUMNS)
+void add_products(V (*sum)[2], const float* left, const float* right, int64_t depth) {
+    V total[TILE_ROWS][2];
+    std::copy(&sum[0][0], &sum[TILE_ROWS][0], &total[0][0]);
+    for (int64_t k = 0; k < depth; ++k, right += TILE_COLUMNS) {
+        const V one = *(const V*)right, other = *(const V*)(right + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < TILE_ROWS; ++i) total[i][0] += left[i * PITCH + k] * one, total[i][1] += left[i * PITCH + k] * other;
+    }
+    std::copy(&total[0][0], &total[TILE_ROWS][0], &sum[0][0]);
+}
+
+// Adds `depth` products to the tile of out at (row, column).
+void tile(const Product& p, const float* left, const float* right, int64_t depth, bool is_first, bool is_last, int64_t row, int64_t column) {
+    const int64_t rows = std::min<int64_t>(TILE_ROWS, p.rows - row);
+    const float* begin = is_first ? p.residual : p.out;
+    V sum[TILE_ROWS][2];
+    auto each = [&](auto&& f) {  // f(vector of the tile, its channel, its element of out, how many there are)
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t h = 0, c = column; h < 2 && c < p.columns; ++h, c += LANES)
+                f(sum[i][h], c, (row + i) * p.columns + c, std::min<int64_t>(LANES, p.columns - c));
+    };
+    for (auto& pair : sum)
+        for (int h = 0; h < 2; ++h) pair[h] = is_first ? *(const V*)(p.bias.get() + column + h * LANES) : V{};
+    if (begin) each([&](V& x, int64_t, int64_t at, int64_t n) { x += part(begin + at, n); });
+    for (int64_t i = 0; is_first && i < rows; ++i)  // the next tile's place: two lines of each row are no pattern to the hardware
+        for (int64_t at = (row + i) * p.columns + column + TILE_COLUMNS, h = 0; h < 2; ++h, at += LANES) {
+            __builtin_prefetch(p.out + at, 1);
+            if (p.residual) __builtin_prefetch(p.residual + at);
+        }
+    add_products(sum, left, right, depth);
+    if (is_last && p.masked)
+        each([&](V& x, int64_t c, int64_t at, int64_t n) {
+            const V by = part(p.by + c, n);
+            x = by * part(p.masked + at, n) + part(p.and_shift + c, n) > 0 ? x * by : V{};
+        });
+    each([&](V& x, int64_t, int64_t at, int64_t n) { put(p.out + at, x, n); });
+}
+
+void multiply(const Product& p, int threads) {
+    const int64_t blocks = (p.rows + BLOCK - 1) / BLOCK, panels = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int64_t block = padded((p.rows + blocks - 1) / blocks, TILE_ROWS);
+    const int64_t strips = std::min(panels, std::max((8 + blocks - 1) / blocks, panels / 8));
+    const int tasks = (int)(blocks * strips);
+    std::vector<Buffer> left;
+    for (int i = 0; i < std::min(threads, tasks); ++i) left.push_back(zeros(block * PITCH));
+    parallel(tasks, threads, [&](auto& next, int thread) {
+        for (int task; (task = next()) >= 0;) {
+            const int64_t first = task / strips * block, rows = std::min(block, p.rows - first), strip = task % strips;
+            for (int64_t k = 0; k < p.inner; k += DEPTH) {
+                const int64_t depth = std::min<int64_t>(DEPTH, p.inner - k);
+                fill_left(p, left[thread].get(), first, rows, k, depth);
+                for (int64_t r = 0; r < rows; r += TILE_ROWS)  // then columns: out is written row by row
+                    for (int64_t n = panels * strip / strips; n < panels * (strip + 1) / strips; ++n)
+                        tile(p, left[thread].get() + r * PITCH, p.right.get() + (n * p.inner + k) * TILE_COLUMNS, depth, k == 0,
+                             k + depth == p.inner, first + r, n * TILE_COLUMNS);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" void normalised_linear(const Linear* l) {
+    Product p{l->pixels, l->inputs, l->outputs, l->x, l->scale, l->shift, {}, {}, l->residual, nullptr, nullptr, nullptr, l->out};
+    std::vector<const float*> rows;
+    for (int64_t k = 0; k < l->parts; ++k)
+        for (int64_t r = 0; r < l->size[k]; ++r) rows.push_back(l->weight[k] + r * l->inputs);
+    pack(p, l->threads, [&](float* to, int64_t first, int64_t columns) {
+        int64_t c = 0;
+        for (; c + 4 <= columns; c += 4) transpose(to + c, &rows[first + c], l->inputs);
+        for (; c < columns; ++c)
+            for (int64_t k = 0; k < l->inputs; ++k) to[k * TILE_COLUMNS + c] = rows[first + c][k];
+    });
+    float* bias = p.bias.get();
+    for (int64_t k = 0; k < l->parts; bias += l->size[k++])
+        std::copy(l->bias[k], l->bias[k] + l->size[k], bias);
+    multiply(p, l->threads);
+}
+
+extern "C" void normalised_linear_backward(const Linear* l) {
+    Product p{l->pixels, l->outputs, l->inputs, l->grad, nullptr, nullptr, {}, {}, nullptr, l->x, l->scale, l->shift, l->out};
+    pack(p, l->threads, [&](float* to, int64_t first, int64_t columns) {
+        for (int64_t k = 0; k < l->parts; ++k)
+            for (int64_t r = 0; r < l->size[k]; ++r, to += TILE_COLUMNS) {
+                const float* from = l->weight[k] + r * l->inputs + first;
+                std::copy(from, from + columns, to);
+            }
+    });
+    multiply(p, l->threads);
+}
