@@ -53,7 +53,8 @@ def layer_arguments(kind: str, stage: int, dtype: torch.dtype, images: int) -> d
 
 
 def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images: int = 32) -> list[Launch]:
-    """Every launch of a training step's attention and statistics, in order, each kernel once."""
+    """Every launch of an attack's and a training step's attention and statistics, in order, each kernel once with each of its
+    tasks."""
     room = import_module(f"sanbench.ops.gpu.{kind}")
     attention = layer_arguments(kind, stage, dtype, images)
     first = attention | {"gamma": attention["gamma"][:3]}
@@ -62,12 +63,16 @@ def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images:
     shapes["gamma"] = [x.shape for x in first["gamma"]]
     moments = torch.empty(tuple(statistics_shape(kind, **shapes)), device="meta")
     with recorded(capability) as found:
-        room.forward(**attention)
-        room.backward(torch.empty_like(attention["value"], memory_format=torch.channels_last), True, **attention)
-        room.forward(**first)
-        room.backward(moments, True, **first)
-    flags = [tuple(name for name, value in one.arguments.items() if value is True) for one in found]
-    return list({(one.kernel.__name__, flag): one for one, flag in zip(found, flags, strict=True)}.values())
+        for arguments, grad in ((attention, torch.empty_like(attention["value"])), (first, moments)):
+            room.forward(**arguments)
+            for weights in (False, True):
+                room.backward(grad, weights, **arguments)
+    return list({name_of(one): one for one in found}.values())
+
+
+def name_of(launch: Launch) -> str:
+    """The kernel and what it is asked for: "query_pass own weights"."""
+    return " ".join([launch.kernel.__name__, *(name.lower() for name, value in launch.arguments.items() if value is True)])
 
 
 def compile_kernels(
@@ -77,6 +82,4 @@ def compile_kernels(
     for kind, stage, dtype, capability in product(kinds, stages, dtypes, capabilities):
         for launch in launches(kind, stage, dtype, capability):
             for tile in launch.tiles:
-                yield Compiled(
-                    kind, launch.kernel.__name__, stage, dtype, capability, tile, resources(launch, tile, capability)
-                )
+                yield Compiled(kind, name_of(launch), stage, dtype, capability, tile, resources(launch, tile, capability))
