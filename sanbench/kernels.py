@@ -1,6 +1,6 @@
 """What every Triton kernel needs on a GPU, compiled without one: registers, spills and shared memory at the stages' shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
@@ -13,6 +13,7 @@ from sanbench.benchmark import STAGES
 from sanbench.models.san import SHARE
 from sanbench.ops.attention import statistics_shape
 from sanbench.ops.dispatch import RELATION
+from sanbench.ops.gpu.kernels import fits
 from sanbench.ops.gpu.launch import Launch, Resources, Tile, recorded, resources
 
 KINDS = ("pairwise", "patchwise")
@@ -75,11 +76,37 @@ def name_of(launch: Launch) -> str:
     return " ".join([launch.kernel.__name__, *(name.lower() for name, value in launch.arguments.items() if value is True)])
 
 
+def takes(kind: str, stage: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels take that stage's layer; if not, it goes to the specification."""
+    return fits(f"{kind}_attention", **layer_arguments(kind, stage, dtype, 1))
+
+
 def compile_kernels(
     stages: list[int], dtypes: list[torch.dtype], capabilities: list[int], kinds: list[str]
 ) -> Iterator[Compiled]:
-    """Every kernel of those stages with every tile that it may run with."""
+    """Every kernel of those stages that they take, with every tile that it may run with."""
     for kind, stage, dtype, capability in product(kinds, stages, dtypes, capabilities):
+        if not takes(kind, stage, dtype):
+            continue
         for launch in launches(kind, stage, dtype, capability):
             for tile in launch.tiles:
                 yield Compiled(kind, name_of(launch), stage, dtype, capability, tile, resources(launch, tile, capability))
+
+
+def markdown(found: Iterable[Compiled]) -> str:
+    """A table of kernels of one kind and dtype: by stage the registers of the preferred tile, +n where n bytes spill, one
+    capability after the other; then the most that any tile spills and any program takes of shared memory."""
+    cells: dict[str, dict[int, dict[int, str]]] = {}
+    most: dict[str, list[Resources]] = {}
+    for one in found:
+        cell = f"{one.needs.registers}" + (f"+{one.needs.spills}" if one.needs.spills else "")
+        cells.setdefault(one.kernel, {}).setdefault(one.stage, {}).setdefault(one.capability, cell)
+        most.setdefault(one.kernel, []).append(one.needs)
+    stages = sorted({stage for row in cells.values() for stage in row})
+    lines = [["kernel", *map(str, stages), "spills, bytes", "shared, KB"]]
+    lines += [["---"] * len(lines[0])]
+    for kernel, row in cells.items():
+        needs = most[kernel]
+        largest = [str(max(one.spills for one in needs)), f"{max(one.shared for one in needs) / 1024:.0f}"]
+        lines += [[kernel, *(" / ".join(row.get(stage, {}).values()) for stage in stages), *largest]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

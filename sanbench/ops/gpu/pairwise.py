@@ -15,15 +15,21 @@ SLOTS = 8  # programs an image in statistics
 PROGRAMS = 264  # of a query or key pass with gradients of weights: two for each multiprocessor of an H100
 
 
-TILES: dict[
-    str, dict[int, tuple[tuple[int, int], ...]]
-] = {  # pixels and warps a program, by task and the wider of phi and gamma's hidden layer; the first is best on paper
+# Pixels and warps a program and, in a backward, whether its own values stay in registers; by task and the wider of phi and
+# gamma's hidden layer. The first is best on paper.
+Choices = tuple[tuple[int, ...], ...]
+TILES: dict[str, dict[int, Choices]] = {
     "attention": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
     "statistics": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
-    "query": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 4), (16, 8)), 128: ((16, 8),)},
-    "key": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 8),), 128: ((16, 8),)},
-    "query with weights": {16: ((32, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
-    "key with weights": {16: ((64, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
+    "query": {16: ((64, 4, 1),), 32: ((16, 4, 1), (16, 2, 1)), 64: ((16, 4, 1), (16, 8, 1)), 128: ((16, 8, 0),)},
+    "key": {16: ((64, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "query with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "key with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+}
+FLOAT32: dict[tuple[str, int], Choices] = {  # where the tiles above would spill
+    ("key", 64): ((16, 8, 0),),
+    ("query with weights", 16): ((32, 4, 0),),
+    ("key with weights", 64): ((16, 8, 0),),
 }
 
 
@@ -32,12 +38,17 @@ def tiles(task: str, narrow: int, hidden: int, groups: int, footprint: int, dtyp
 
     Register pressure decides, alike for every capability: 32 registers a thread for each of the S sums of a pixel's groups and
     sixteen pixels at least for the tensor cores. Square tiles meet their halo most often in the cache; small ones are a run of
-    pixels, which no map size wastes. In float32 one neighbour at a time, as everywhere: a row at a time spills. At 128 channels
-    a backward pass does not KEEP its tile's own values in registers.
+    pixels, which no map size wastes. In float32 one neighbour at a time, as everywhere: a row at a time spills.
     """
     width = power_of_two(max(narrow, hidden), 16)
-    more = {"attention": {"GB": power_of_two(groups), "CHUNK": 1}, "statistics": {}}.get(task, {"KEEP": int(width <= 64)})
-    return [Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more) for pixels, warps in TILES[task][width]]
+    choices = TILES[task][width]
+    if dtype == torch.float32:
+        choices = FLOAT32.get((task, width), choices)
+    found = []
+    for pixels, warps, *kept in choices:
+        more = {"GB": power_of_two(groups), "CHUNK": 1} if task == "attention" else {"KEEP": kept[0]} if kept else {}
+        found.append(Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more))
+    return found
 
 
 def forward(**arguments: Any) -> Tensor:
@@ -197,10 +208,10 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
 
 def query_passes(layer: Layer, weights: bool) -> list[dict[str, bool]]:
     """What each query pass of a backward finds: all at once, or W1' in a pass of its own where its gradient, M x R registers,
-    would spill beside the rest. At 128 channels that recomputes h, e and the gradient of z: 1.45 times the multiply-adds of
-    one pass, which spilled 456 bytes a thread."""
+    would spill beside the rest (128 channels, 64 in float32). At 128 channels that recomputes h, e and the gradient of z:
+    1.45 times the multiply-adds of one pass, which spilled 456 bytes a thread."""
     second = weights and layer.value is not None
-    alone = weights and max(layer.narrow, layer.hidden) > 64
+    alone = weights and max(layer.narrow, layer.hidden) * layer.query.itemsize > 128
     passes = [{"OWN": True, "WEIGHTS": weights, "FIRST": weights and not alone, "SECOND": second}]
     return passes + [{"OWN": False, "WEIGHTS": False, "FIRST": True, "SECOND": False}] * alone
 
