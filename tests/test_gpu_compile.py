@@ -95,4 +95,5 @@ def test_compiling_does_not_need_the_interpreter() -> None:
 
 
 if __name__ == "__main__":
-    print("\n".join(table(kind, dtype) for kind, dtype in product(kernels.KINDS, kernels.DTYPES)), end="")
+    for case in product(kernels.KINDS, kernels.DTYPES):
+        print(table(*case), flush=True)
