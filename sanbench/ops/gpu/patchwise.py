@@ -119,9 +119,12 @@ def tiles(kernel: Any, layer: Layer, width: int, dtype: torch.dtype) -> tuple[Ti
         least = {attention_forward: 32, value_backward: 32, first_weights: 16, statistics_backward: 32, query_backward: 32}
         if layer.narrow > 64 or (layer.narrow > 32 and kernel in (attention_forward, value_backward, first_weights)):
             pixels = least.get(kernel, 64)
-        warps = 4 if pixels == 16 else warps
+        warps = 4 if pixels == 16 else 8 if kernel is query_backward else warps
+        block = min(block, 8) if kernel is value_backward and layer.narrow > 64 else block
     elif (layer.narrow > 32 and kernel is value_backward) or (layer.narrow > 64 and kernel in BROAD):
         warps = 8
+    if kernel is second_weights and layer.groups < 8:
+        pixels = 32  # each with 16 / groups neighbours at once
     found = [tile_of(kernel, pixels, width, warps, block)]
     if pixels > 16 and kernel not in (query_backward, statistics_forward, value_backward):
         halved = kernel is attention_forward and layer.narrow > 64 and dtype != torch.float32
