@@ -1,6 +1,6 @@
 """What every Triton kernel needs on a GPU, compiled without one: registers, spills and shared memory at the stages' shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
@@ -13,6 +13,7 @@ from sanbench.benchmark import STAGES
 from sanbench.models.san import SHARE
 from sanbench.ops.attention import statistics_shape
 from sanbench.ops.dispatch import RELATION
+from sanbench.ops.gpu.kernels import fits
 from sanbench.ops.gpu.launch import Launch, Resources, Tile, recorded, resources
 
 KINDS = ("pairwise", "patchwise")
@@ -53,7 +54,8 @@ def layer_arguments(kind: str, stage: int, dtype: torch.dtype, images: int) -> d
 
 
 def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images: int = 32) -> list[Launch]:
-    """Every launch of a training step's attention and statistics, in order, each kernel once."""
+    """Every launch of an attack's and a training step's attention and statistics, in order, each kernel once with each of its
+    tasks."""
     room = import_module(f"sanbench.ops.gpu.{kind}")
     attention = layer_arguments(kind, stage, dtype, images)
     first = attention | {"gamma": attention["gamma"][:3]}
@@ -62,21 +64,49 @@ def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images:
     shapes["gamma"] = [x.shape for x in first["gamma"]]
     moments = torch.empty(tuple(statistics_shape(kind, **shapes)), device="meta")
     with recorded(capability) as found:
-        room.forward(**attention)
-        room.backward(torch.empty_like(attention["value"], memory_format=torch.channels_last), True, **attention)
-        room.forward(**first)
-        room.backward(moments, True, **first)
-    flags = [tuple(name for name, value in one.arguments.items() if value is True) for one in found]
-    return list({(one.kernel.__name__, flag): one for one, flag in zip(found, flags, strict=True)}.values())
+        for arguments, grad in ((attention, torch.empty_like(attention["value"])), (first, moments)):
+            room.forward(**arguments)
+            for weights in (False, True):
+                room.backward(grad, weights, **arguments)
+    return list({name_of(one): one for one in found}.values())
+
+
+def name_of(launch: Launch) -> str:
+    """The kernel and what it is asked for: "query_pass own weights"."""
+    return " ".join([launch.kernel.__name__, *(name.lower() for name, value in launch.arguments.items() if value is True)])
+
+
+def takes(kind: str, stage: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels take that stage's layer; if not, it goes to the specification."""
+    return fits(f"{kind}_attention", **layer_arguments(kind, stage, dtype, 1))
 
 
 def compile_kernels(
     stages: list[int], dtypes: list[torch.dtype], capabilities: list[int], kinds: list[str]
 ) -> Iterator[Compiled]:
-    """Every kernel of those stages with every tile that it may run with."""
+    """Every kernel of those stages that they take, with every tile that it may run with."""
     for kind, stage, dtype, capability in product(kinds, stages, dtypes, capabilities):
+        if not takes(kind, stage, dtype):
+            continue
         for launch in launches(kind, stage, dtype, capability):
             for tile in launch.tiles:
-                yield Compiled(
-                    kind, launch.kernel.__name__, stage, dtype, capability, tile, resources(launch, tile, capability)
-                )
+                yield Compiled(kind, name_of(launch), stage, dtype, capability, tile, resources(launch, tile, capability))
+
+
+def markdown(found: Iterable[Compiled]) -> str:
+    """A table of kernels of one kind and dtype: by stage the registers of the preferred tile, +n where n bytes spill, one
+    capability after the other; then the most that any tile spills and any program takes of shared memory."""
+    cells: dict[str, dict[int, dict[int, str]]] = {}
+    most: dict[str, list[Resources]] = {}
+    for one in found:
+        cell = f"{one.needs.registers}" + (f"+{one.needs.spills}" if one.needs.spills else "")
+        cells.setdefault(one.kernel, {}).setdefault(one.stage, {}).setdefault(one.capability, cell)
+        most.setdefault(one.kernel, []).append(one.needs)
+    stages = sorted({stage for row in cells.values() for stage in row})
+    lines = [["kernel", *map(str, stages), "spills, bytes", "shared, KB"]]
+    lines += [["---"] * len(lines[0])]
+    for kernel, row in cells.items():
+        needs = most[kernel]
+        largest = [str(max(one.spills for one in needs)), f"{max(one.shared for one in needs) / 1024:.0f}"]
+        lines += [[kernel, *(" / ".join(row.get(stage, {}).values()) for stage in stages), *largest]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

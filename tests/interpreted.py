@@ -61,6 +61,7 @@ CASES = {
         *(Case((1, 4, 4), stage, 3 if at == 0 else 7, style="slices") for at, stage in enumerate(STAGES)),
         *(Case((1, 4, 4), stage, 3 if at == 0 else 7, task="statistics") for at, stage in enumerate(STAGES)),
         *(Case((1, 5, 4), STAGES[at], 3, dtype, "channels_last") for at, dtype in ((1, BF16), (2, FP16), (3, BF16))),
+        Case((1, 3, 4), STAGES[4], 3, BF16, "channels_last"),
         *(Case((1, 5, 4), STAGES[at], 3, dtype, task="statistics") for at, dtype in ((1, BF16), (2, FP16))),
         Case((1, 1, 1), (3, 2, 1, 1), 5),
         Case((3, 1, 2), (5, 7, 3, 2), 7, extra=0),

@@ -1,7 +1,14 @@
-"""Triton kernels compiled without a GPU: what they need of the chip at the stages' shapes."""
+"""Triton kernels compiled without a GPU: what they need of the chip at the stages' shapes.
+
+`python -m tests.test_gpu_compile` compiles all of them and prints the tables of docs/performance.md.
+"""
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,16 +17,24 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from sanbench import kernels
-from sanbench.ops.gpu.launch import SHARED_MEMORY
+from sanbench.ops.gpu.launch import SHARED_MEMORY, Tile, resources
 from sanbench.ops.gpu.patchwise import KERNELS as PATCHWISE
 
 ROOT = Path(__file__).parent.parent
 SPILLS = 16  # bytes a thread
-EVERY = [(kind, stage, dtype) for kind in kernels.KINDS for stage in range(5) for dtype in kernels.DTYPES]
+STAGES = range(5)
+ALL = list(product(kernels.KINDS, STAGES, kernels.DTYPES))
+EVERY = [case for case in ALL if kernels.takes(*case)]
+
+
+@cache
+def compiled(kind: str, stage: int, dtype: torch.dtype, capability: int) -> list[kernels.Compiled]:
+    """Each case once in this process; Triton keeps its own results on disk."""
+    return list(kernels.compile_kernels([stage], [dtype], [capability], [kind]))
 
 
 def check(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
-    found = list(kernels.compile_kernels([stage], [dtype], [capability], [kind]))
+    found = compiled(kind, stage, dtype, capability)
     assert found
     for one in found:
         assert one.needs.shared <= SHARED_MEMORY[capability], one
@@ -27,32 +42,48 @@ def check(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
         assert one.needs.spills <= SPILLS, one
 
 
+def table(kind: str, dtype: torch.dtype) -> str:
+    stages = [stage for stage in STAGES if kernels.takes(kind, stage, dtype)]
+    found = [one for stage in stages for capability in SHARED_MEMORY for one in compiled(kind, stage, dtype, capability)]
+    return f"{kind.capitalize()}, {str(dtype).removeprefix('torch.')}:\n\n{kernels.markdown(found)}"
+
+
 def test_every_patchwise_kernel_is_launched() -> None:
     launched = {launch.kernel.__name__ for launch in kernels.launches("patchwise", 1, torch.bfloat16, 80)}
     assert launched == {kernel.__name__ for kernel in PATCHWISE}
 
 
-@pytest.mark.parametrize(("kind", "stage", "dtype"), [("patchwise", 0, torch.bfloat16), ("pairwise", 1, torch.bfloat16)])
-def test_kernels_fit(kind: str, stage: int, dtype: torch.dtype) -> None:
-    check(kind, stage, dtype, 80)
+def test_what_no_chip_has_room_for_is_not_compiled() -> None:
+    assert set(ALL) - set(EVERY) == {("pairwise", 4, torch.float32)}
+    assert not compiled("pairwise", 4, torch.float32, 80)
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("patchwise", 0), ("pairwise", 4)])
+def test_kernels_fit(kind: str, stage: int) -> None:
+    check(kind, stage, torch.bfloat16, 80)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", list(SHARED_MEMORY))
 @pytest.mark.parametrize(("kind", "stage", "dtype"), EVERY)
 def test_every_kernel_fits(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
     check(kind, stage, dtype, capability)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("kind", "dtype"), list(product(kernels.KINDS, kernels.DTYPES)))
+def test_the_docs_have_what_was_compiled(kind: str, dtype: torch.dtype) -> None:
+    docs = (ROOT / "docs" / "performance.md").read_text()
+    if f"Triton {version('triton')}" not in docs:
+        pytest.skip(f"docs/performance.md is of another Triton than {version('triton')}")
+    assert table(kind, dtype) in docs
+
+
 def test_an_oversized_kernel_is_seen() -> None:
     """The compiler itself does not refuse what no chip can run: the check above has to."""
-    from dataclasses import replace
-
-    from sanbench.ops.gpu.launch import Tile, resources
-
     launch = next(x for x in kernels.launches("patchwise", 3, torch.float32, 80) if x.kernel.__name__ == "attention_forward")
-    wide = replace(launch.arguments["LAYER"], narrow_block=64)
-    launch.arguments["LAYER"] = wide
+    launch.arguments["LAYER"] = replace(launch.arguments["LAYER"], narrow_block=64)
     needs = resources(launch, Tile.of(4, ROWS=0, COLUMNS=128, BLOCK=32), 80)
     assert needs.spills > SPILLS
 
@@ -61,3 +92,8 @@ def test_compiling_does_not_need_the_interpreter() -> None:
     """In the interpreter's process nothing is compiled: this one is not it."""
     code = "import os; from triton import knobs; assert not knobs.runtime.interpret"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    for case in product(kernels.KINDS, kernels.DTYPES):
+        print(table(*case), flush=True)

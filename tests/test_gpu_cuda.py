@@ -15,8 +15,10 @@ from tests.operator_cases import case, gradients, statistics_of, to
 
 OPERATORS = ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm
-needs_gpu = pytest.mark.skipif(gpu.missing() is not None, reason=gpu.missing() or "")
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+WHY = gpu.missing()  # the kernels cannot run here
+needs_gpu = pytest.mark.skipif(WHY is not None, reason=f"the Triton kernels cannot run here: {WHY}")
+needs_none = pytest.mark.skipif(WHY is None, reason="the Triton kernels run here: no other test is skipped for want of a GPU")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"needs two GPUs, torch sees {torch.cuda.device_count()}")
 
 
 def moved(values: list, dtype: torch.dtype) -> list:
@@ -90,7 +92,6 @@ def test_two_gpus_train_as_one(model: str, folder, tmp_path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
+@needs_none
 def test_they_are_skipped_with_a_reason() -> None:
-    if gpu.missing() is None:
-        pytest.skip("there is a GPU")
-    assert gpu.missing() in ("torch sees no GPU", "Triton is not installed") or "capability" in str(gpu.missing())
+    assert WHY in ("torch sees no GPU", "Triton is not installed") or "capability" in str(WHY)

@@ -74,7 +74,12 @@ def serves(operator: str, **arguments: Any) -> bool:
     They take what the CPU's kernels take, in float32, bfloat16 or float16 and up to WIDEST;
     what is wider than WIDEST_FLOAT32 only in reduced precision.
     """
-    if not takes(operator, **arguments) or any(x.dtype not in DTYPES or not x.is_cuda for x in floating(arguments)):
+    return all(x.is_cuda for x in floating(arguments)) and fits(operator, **arguments)
+
+
+def fits(operator: str, **arguments: Any) -> bool:
+    """`serves` of tensors on any device."""
+    if not takes(operator, **arguments) or any(x.dtype not in DTYPES for x in floating(arguments)):
         return False
     kind, sizes = operator.split("_")[0], widths(operator, **arguments)
     if arguments["query"].dtype == torch.float32 and max(sizes.values()) > WIDEST_FLOAT32.get(kind, max(sizes.values())):

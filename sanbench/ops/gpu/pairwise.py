@@ -15,15 +15,21 @@ SLOTS = 8  # programs an image in statistics
 PROGRAMS = 264  # of a query or key pass with gradients of weights: two for each multiprocessor of an H100
 
 
-TILES: dict[
-    str, dict[int, tuple[tuple[int, int], ...]]
-] = {  # pixels and warps a program, by task and the wider of phi and gamma's hidden layer; the first is best on paper
+# Pixels and warps a program and, in a backward, whether its own values stay in registers; by task and the wider of phi and
+# gamma's hidden layer. The first is best on paper.
+Choices = tuple[tuple[int, ...], ...]
+TILES: dict[str, dict[int, Choices]] = {
     "attention": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
     "statistics": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
-    "query": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 4), (16, 8)), 128: ((16, 8),)},
-    "key": {16: ((64, 4),), 32: ((16, 4), (16, 2)), 64: ((16, 8),), 128: ((16, 8),)},
-    "query with weights": {16: ((32, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
-    "key with weights": {16: ((64, 4),), 32: ((16, 4),), 64: ((16, 8),), 128: ((16, 8),)},
+    "query": {16: ((64, 4, 1),), 32: ((16, 4, 1), (16, 2, 1)), 64: ((16, 4, 1), (16, 8, 1)), 128: ((16, 8, 0),)},
+    "key": {16: ((64, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "query with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "key with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+}
+FLOAT32: dict[tuple[str, int], Choices] = {  # where the tiles above would spill
+    ("key", 64): ((16, 8, 0),),
+    ("query with weights", 16): ((32, 4, 0),),
+    ("key with weights", 64): ((16, 8, 0),),
 }
 
 
@@ -35,8 +41,14 @@ def tiles(task: str, narrow: int, hidden: int, groups: int, footprint: int, dtyp
     pixels, which no map size wastes. In float32 one neighbour at a time, as everywhere: a row at a time spills.
     """
     width = power_of_two(max(narrow, hidden), 16)
-    more = {"GB": power_of_two(groups), "CHUNK": 1} if task == "attention" else {}
-    return [Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more) for pixels, warps in TILES[task][width]]
+    choices = TILES[task][width]
+    if dtype == torch.float32:
+        choices = FLOAT32.get((task, width), choices)
+    found = []
+    for pixels, warps, *kept in choices:
+        more = {"GB": power_of_two(groups), "CHUNK": 1} if task == "attention" else {"KEEP": kept[0]} if kept else {}
+        found.append(Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more))
+    return found
 
 
 def forward(**arguments: Any) -> Tensor:
@@ -146,18 +158,19 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
     layer = Layer(**arguments)
     query, key, value, device = layer.query, layer.key, layer.value, layer.query.device
     grads = {name: x.new_empty(0) for name, x in {"query": query, "key": key}.items()}
-    more: dict[str, Any] = {"STATISTICS": value is None, "WEIGHTS": weights, "images": layer.images}
+    shared: dict[str, Any] = {"STATISTICS": value is None, "images": layer.images}
+    shared |= {"GB": power_of_two(layer.groups), "GW": power_of_two(layer.groups, 16)}
     if value is None:
         forward_mean = forward(**arguments)[:, 0]
         count = layer.height * layer.width * layer.footprint**2
         at_mean, slope = grad[:, 0] / count, 2 * grad[:, 1] / count
-        more |= {"moments": torch.stack([at_mean, slope, forward_mean], 1), "lse": None, "delta": None}
-        more |= strided(grad=None) | strided(to_value=None)
+        shared |= {"moments": torch.stack([at_mean, slope, forward_mean], 1), "lse": None, "delta": None}
+        shared |= strided(grad=None) | strided(to_value=None)
     else:
         saved = attend(layer, grad=grad)
         assert saved is not None
         grads["value"] = torch.empty_like(value, memory_format=memory_format(value))
-        more |= strided(grad=grad) | {"lse": saved[0], "delta": saved[1], "moments": None} | strided(to_value=grads["value"])
+        shared |= strided(grad=grad) | {"lse": saved[0], "delta": saved[1], "moments": None} | strided(to_value=grads["value"])
     for name, x in (("query", query), ("key", key)):
         grads[name] = torch.empty_like(x, memory_format=memory_format(x))
     sizes = [layer.hidden * layer.narrow, layer.extra * layer.hidden, layer.hidden]
@@ -170,33 +183,20 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
     scale_parts = torch.empty(programs, delta, device=device) if weights else None
     to_at = torch.empty(2, layer.images, layer.extra, layer.height, layer.width, device=device) if weights else None
 
-    def grid(constants: dict[str, int]) -> tuple[int, ...]:
-        return (programs if weights else layer.images * layer.tiles_of_map(constants),)
+    def run(kernel: Any, at: int, parts: Tensor | None, **more: Any) -> None:
+        def grid(constants: dict[str, int]) -> tuple[int, ...]:
+            return (programs if weights else layer.images * layer.tiles_of_map(constants),)
 
-    more |= {"GB": power_of_two(layer.groups), "GW": power_of_two(layer.groups, 16)}
-    suffix = " with weights" if weights else ""
-    layer.run(
-        query_pass,
-        f"query{suffix}",
-        grid,
-        **more,
-        **strided(to_query=grads["query"]),
-        parts=parts,
-        to_at=None if to_at is None else to_at[0],
-    )
-    more |= {
+        more |= {"parts": parts, "to_at": None if to_at is None else to_at[at]}
+        layer.run(kernel, f"{('query', 'key')[at]}{' with weights' if weights else ''}", grid, **shared, **more)
+
+    for tasks in query_passes(layer, weights):
+        run(query_pass, 0, parts, **tasks, **strided(to_query=grads["query"]))
+    often = {
         "down": multiplicities(layer.height, layer.footprint, device),
         "across": multiplicities(layer.width, layer.footprint, device),
     }
-    layer.run(
-        key_pass,
-        f"key{suffix}",
-        grid,
-        **more,
-        **strided(to_key=grads["key"]),
-        parts=scale_parts,
-        to_at=None if to_at is None else to_at[1],
-    )
+    run(key_pass, 1, scale_parts, WEIGHTS=weights, **often, **strided(to_key=grads["key"]))
     found = {name: [x] for name, x in grads.items()}
     if parts is not None and scale_parts is not None and to_at is not None:
         found |= gradients_of_gamma(layer, parts.sum(0).split(sizes), scale_parts.sum(0))
@@ -204,6 +204,16 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
             to_position = to_at.sum(1).to(position.dtype)
             found["position"] = [to_position.contiguous(memory_format=memory_format(position))]
     return found
+
+
+def query_passes(layer: Layer, weights: bool) -> list[dict[str, bool]]:
+    """What each query pass of a backward finds: all at once, or W1' in a pass of its own where its gradient, M x R registers,
+    would spill beside the rest (128 channels, 64 in float32). At 128 channels that recomputes h, e and the gradient of z:
+    1.45 times the multiply-adds of one pass, which spilled 456 bytes a thread."""
+    second = weights and layer.value is not None
+    alone = weights and max(layer.narrow, layer.hidden) * layer.query.itemsize > 128
+    passes = [{"OWN": True, "WEIGHTS": weights, "FIRST": weights and not alone, "SECOND": second}]
+    return passes + [{"OWN": False, "WEIGHTS": False, "FIRST": True, "SECOND": False}] * alone
 
 
 def gradients_of_gamma(layer: Layer, parts: Any, scale_part: Tensor) -> dict[str, list[Tensor]]:

@@ -17,7 +17,7 @@ its E columns of positions, E x M in float32, `second` is W2 log2(e), G x M. at_
 import triton
 import triton.language as tl
 
-from sanbench.ops.gpu.blocks import channels_of, matrix, pixels, product, reflect, vector
+from sanbench.ops.gpu.blocks import channels_of, matrix, pixels, product, reflect, settled, vector
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def attention(
             xj = reflect(x + step * CHUNK % K + chunk - K // 2, width, SMALL)
             b = channels_of(key + (yj * key_y + xj * key_x)[:, None] + r[None, :] * key_c, r, R, RB)
             at = positions(at_i, at_j, scale, shift, y * width + x, yj * width + xj, height * width, R, E)
-            z = mapped(tl.maximum(a - s1[None, :] * b, 0.0), at, w1, first_at, t2, m, E, M, MB, PRECISION, UPCAST)
+            z = mapped(settled(tl.maximum(a - s1[None, :] * b, 0.0)), at, w1, first_at, t2, m, E, M, MB, PRECISION, UPCAST)
             start = tl.zeros([PIXELS, GB], tl.float32)
             scores = scores + (product(tl.maximum(z, 0.0), tl.trans(w2), start, PRECISION, UPCAST),)
             values = values + (yj * value_y + xj * value_x,)
@@ -139,7 +139,7 @@ def statistics(
             xj = reflect(x + k % K - K // 2, width, SMALL)
             b = channels_of(key + (yj * key_y + xj * key_x)[:, None] + r[None, :] * key_c, r, R, RB)
             at = positions(at_i, at_j, scale, shift, y * width + x, yj * width + xj, height * width, R, E)
-            h = mapped(tl.maximum(a - s1[None, :] * b, 0.0), at, w1, first_at, t2, m, E, M, MB, PRECISION, UPCAST)
+            h = mapped(settled(tl.maximum(a - s1[None, :] * b, 0.0)), at, w1, first_at, t2, m, E, M, MB, PRECISION, UPCAST)
             centre = tl.where((tile == slot) & (k == 0), tl.sum(h, 0) / PIXELS, centre)
             off = tl.where(exists[:, None], h - centre[None, :], 0.0)
             sums += tl.sum(off, 0)

@@ -9,15 +9,9 @@ from torch import Tensor
 
 from sanbench.ops.checks import MAPS
 from sanbench.ops.gpu.launch import Tile, launch, upcast
-from sanbench.ops.gpu.patchwise_backward import (
-    first_weights,
-    key_backward,
-    query_backward,
-    second_weights,
-    statistics_backward,
-    value_backward,
-)
+from sanbench.ops.gpu.patchwise_backward import key_backward, query_backward, statistics_backward, value_backward
 from sanbench.ops.gpu.patchwise_forward import Layer, attention_forward, statistics_forward
+from sanbench.ops.gpu.patchwise_weights import first_weights, second_weights
 from sanbench.ops.operator import memory_format
 
 KERNELS = (
@@ -110,7 +104,8 @@ class Call:
 
 
 def tiles(kernel: Any, layer: Layer, width: int, dtype: torch.dtype) -> tuple[Tile, ...]:
-    """What autotune may try: the tile that is best on paper, and half of it with as many warps, for small batches.
+    """What autotune may try: the tile that is best on paper, and half of it with as many warps, for small batches (with half as
+    many where R is beyond 64: warps side by side in M would each hold all of a pixel's R).
 
     Registers decide: P x Q x BLOCK sums of values, P x M of gamma, or R x M where W1's gradient is added up; operands of a dot
     in float32 take twice as many, three times over. Squares have the smallest halo; on narrow maps they would own pixels that
@@ -124,11 +119,17 @@ def tiles(kernel: Any, layer: Layer, width: int, dtype: torch.dtype) -> tuple[Ti
         least = {attention_forward: 32, value_backward: 32, first_weights: 16, statistics_backward: 32, query_backward: 32}
         if layer.narrow > 64 or (layer.narrow > 32 and kernel in (attention_forward, value_backward, first_weights)):
             pixels = least.get(kernel, 64)
-        warps = 4 if pixels == 16 else warps
+        warps = 4 if pixels == 16 else 8 if kernel is query_backward else warps
+        block = min(block, 8) if kernel is value_backward and layer.narrow > 64 else block
     elif (layer.narrow > 32 and kernel is value_backward) or (layer.narrow > 64 and kernel in BROAD):
         warps = 8
-    sizes = [pixels] if kernel in (query_backward, statistics_forward, value_backward) else [pixels, pixels // 2]
-    return tuple(tile_of(kernel, size, width, warps, block) for size in sizes if size >= 16)
+    if kernel is second_weights and layer.groups < 8:
+        pixels = 32  # each with 16 / groups neighbours at once
+    found = [tile_of(kernel, pixels, width, warps, block)]
+    if pixels > 16 and kernel not in (query_backward, statistics_forward, value_backward):
+        halved = kernel is attention_forward and layer.narrow > 64 and dtype != torch.float32
+        found.append(tile_of(kernel, pixels // 2, width, warps // 2 if halved else warps, block))
+    return tuple(found)
 
 
 def tile_of(kernel: Any, pixels: int, width: int, warps: int, block: int) -> Tile:

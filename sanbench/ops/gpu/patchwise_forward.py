@@ -227,22 +227,9 @@ def attention_forward(
 
 @triton.jit
 def statistics_forward(
-    query,
-    key,
-    scale,
-    shift,
-    weight,
-    moments,
-    images,
-    height,
-    width,
-    stride_q,
-    stride_k,
-    LAYER: constexpr,
-    ROWS: constexpr,
-    COLUMNS: constexpr,
-    BLOCK: constexpr,
-):
+    query, key, scale, shift, weight, moments, images, height, width, stride_q, stride_k,
+    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+):  # fmt: skip
     """Mean of u and sum of its squared deviations from it over P pixels of one image: moments is programs x 2 x M, float32.
 
     query, key N x H x W x R; a program's pixels are of one image, so that an image's moments come from its programs' own
