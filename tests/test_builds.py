@@ -19,6 +19,7 @@ import torch
 from sanbench.ops.cpu import kernels
 kernels.FOLDER, name = Path(sys.argv[1]), sys.argv[2]
 from tests.operator_cases import SIZES, case, compare, statistics_of
+from tests import test_cpu_blocks as blocks
 from tests.test_cpu_normalise import test_channel_moments, test_normalised_relu
 torch.set_num_threads(3)
 for number, size in enumerate([*SIZES, *[None] * 9]):
@@ -32,6 +33,14 @@ for shape in ((1, 1, 1, 1), (2, 5, 3, 7), (3, 33, 9, 4), (2, 64, 40, 40), (3, 20
     for layout in (torch.contiguous_format, torch.channels_last):
         test_channel_moments(shape, layout, name)
         test_normalised_relu(shape, layout, name)
+for shape in blocks.POOLED:
+    for wanted in ([0], [0, 1, 2]):
+        blocks.test_normalised_pool(wanted, shape, name)
+for side in ((2, 2), (3, 7), (40, 40)):
+    for inputs, channels in ((2, 1), (3, 5), (3, 64), (4, 33)):
+        blocks.test_normalised_pool_of_a_linear(side, inputs, channels, name)
+for values in blocks.LINEARS:
+    blocks.test_normalised_linear(values, name)
 print("agrees")
 """
 

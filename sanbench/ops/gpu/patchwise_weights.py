@@ -3,7 +3,6 @@
 Added up slice by slice from what the query pass of `patchwise_backward` leaves behind: h and the gradient of u.
 """
 
-# mypy: ignore-errors
 # Triton's functions take pointers and compile-time constants: there is no Python type for them.
 
 import triton
