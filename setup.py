@@ -19,10 +19,7 @@ setup(
     ext_modules=[
         Extension(  # a plain shared library, loaded by sanbench.ops.cpu
             f"sanbench.ops.cpu.kernels_{name}",
-            [
-                f"sanbench/ops/cpu/{source}.cpp"
-                for source in ("pairwise", "patchwise", "normalise", "pool", "linear", "features")
-            ],
+            [f"sanbench/ops/cpu/{source}.cpp" for source in SOURCES],
             depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-fopenmp"],
