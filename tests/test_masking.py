@@ -39,6 +39,12 @@ def test_masks_raise_their_flag_and_plain_networks_none(mask, flag, network, bat
     assert (flag in flags) if flag else flags == []
 
 
+def test_a_loss_that_is_flat_behind_the_boundary_masks_nothing(network, many):
+    """DLR is 1, and its gradient 0, where an image's own class has become the third."""
+    attack, _, rows = run("apgd-dlr", network, many, config("apgd-dlr", "48/255", steps=6))
+    assert masking.attack_flags(rows, attack.setting) == []
+
+
 def test_classes_in_another_order_look_like_guessing(network, many):
     images, labels, indices = many
     for shift, expected in ((0, []), (1, ["near-chance"])):

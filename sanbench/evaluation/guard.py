@@ -60,7 +60,7 @@ class Guard(nn.Module):
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
     left         has done what the aim asks: N
-    forward_passes, backward_passes, dead_gradients (all zero, or not finite): of each image, N
+    forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
     """
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor, aim: Aim, batch_size: int) -> None:
@@ -119,8 +119,13 @@ class Guard(nn.Module):
             (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
         size = gradient.flatten(1).abs().amax(1)
         self.spent["backward_passes"][rows] += 1
-        self.spent["dead_gradients"][rows] += (size == 0) | ~size.isfinite()
+        self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(logits.argmax(1), rows)
         return logits.detach(), gradient
+
+    def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
+        """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image
+        whose own class is the third is 1 everywhere around it."""
+        return prediction != self.labels[rows] if self.aim.target is None else prediction == self.aim.target[rows]
 
     @torch.no_grad()
     def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
@@ -131,7 +136,7 @@ class Guard(nn.Module):
         if not self.aim.bounded:
             near = distance(self.images[alive], x, self.aim.norm) <= self.aim.eps + TOLERANCE[self.aim.norm] / 2
             wrong &= near & inside_box(x)
-        done = wrong if self.aim.target is None else wrong & (prediction == self.aim.target[alive])
+        done = wrong & self.done(prediction, alive)
         kept = done | (wrong & ~self.fallen[alive])
         self.adversarial[alive[kept]] = x[kept]
         self.fallen[alive[wrong]] = True
