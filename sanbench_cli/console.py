@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from sanbench.errors import SanbenchError
 from sanbench.progress import Progress, Report
@@ -106,7 +106,8 @@ def print_records(records: "Sequence[Record]") -> None:
     from sanbench.evaluation.statistics import wilson
 
     attacked = any("success" in record.counts for record in records)
-    table = Table("network", "run", "setting", "top-1 [95% interval]", "n", *(["attack success"] if attacked else []))
+    names = ["network", "run", "setting", "top-1 [95% interval]", "n", *(["attack success"] if attacked else [])]
+    table = Table(*(Column(name, overflow="fold") for name in names))  # a name that is cut is none
     for record in records:
         counts = record.counts
         accuracy = wilson(counts["correct"], counts["images"])

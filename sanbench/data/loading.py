@@ -4,9 +4,9 @@ import atexit
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Loader:
         with interrupt_held():
             stream = iter(self.loader)
         if not begun:
-            atexit.register(close_at_exit, weakref.ref(self))
+            atexit.register(kill, os.getpid(), getattr(stream, "_workers", []))
         return stream
 
     def close(self) -> None:
@@ -76,9 +76,12 @@ class Loader:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # the public way is to drop every reference
 
 
-def close_at_exit(reference: "weakref.ref[Loader]") -> None:
-    if loader := reference():
-        loader.close()
+def kill(parent: int, workers: Sequence[BaseProcess]) -> None:
+    """Ended politely or not, none of `parent`'s processes stays: something may still hold a loader, or what is left of it."""
+    if os.getpid() == parent:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would speak of the dead
+        for worker in workers:
+            worker.kill()
 
 
 def batches(
