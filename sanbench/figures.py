@@ -1,5 +1,6 @@
 """Pictures, drawn from records only."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,21 @@ from sanbench.records import Benchmark, Record
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 
+WIDEST = 5  # panels in a row
+
 
 def draw_robustness(records: Sequence[Record], path: Path) -> None:
     """Top-1 by rotation and by the budget of each attack, with 95% Wilson intervals, one colour a network."""
     records = largest(records)
     subjects = list(dict.fromkeys((record.model, record.weights) for record in records))
     panels = chosen_panels(records)
-    figure = Figure(figsize=(1.2 + 3.6 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, label, points) in zip(axes, panels, strict=True):
+    columns = min(len(panels), WIDEST)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns, 0.2 + 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for empty in axes.flat[len(panels) :]:
+        empty.remove()
+    for axis, (title, label, points) in zip(axes.flat, panels, strict=False):
         for number, key in enumerate(subjects):
             own = [record for record in records if (record.model, record.weights) == key]
             draw(axis, points(own), number, len(subjects), key[0])
@@ -30,9 +37,10 @@ def draw_robustness(records: Sequence[Record], path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("top-1 (95% Wilson interval)")
-    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(subjects), frameon=False)
+    for first in axes[:, 0]:
+        first.set_ylabel("top-1 (95% Wilson interval)")
+        first.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(subjects), frameon=False)
     FigureCanvasAgg(figure).print_figure(path, dpi=150, metadata={"Software": None})
 
 
@@ -47,7 +55,8 @@ def chosen_panels(records: Sequence[Record]) -> list[tuple[str, str, Callable[[S
     if "" in views:
         panels.append(("turned clockwise", "degrees", rotations))
     for seen in filter(None, views):
-        panels.append((f"turned clockwise\n{seen}", "degrees", partial(curve, seen=seen)))
+        declared = ", ".join(word for word in seen.split(", ") if word != "none")
+        panels.append((f"turned clockwise\n{declared}", "degrees", partial(curve, seen=seen)))
     for attack, norm in sorted({(r.setting["attack"], r.setting["norm"]) for r in records if r.experiment == "attack"}):
         label = "L∞ budget in 1/255" if norm == "linf" else "L₂ budget in 1/255"
         panels.append((attack, label, partial(budgets, attack=attack, norm=norm)))
@@ -85,14 +94,21 @@ def rotations(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
 
 
 def budgets(records: Sequence[Record], attack: str, norm: str) -> dict[float, tuple[int, int]]:
-    """Correct and total by budget in 1/255; at 0 the same images unattacked."""
+    """Correct and total by budget in 1/255; at 0 the same images unattacked. Of several protocols the one with most budgets."""
+    own = [r for r in records if r.experiment == "attack" and (r.setting["attack"], r.setting["norm"]) == (attack, norm)]
+    protocols = Counter(map(protocol, own))
     found: dict[float, tuple[int, int]] = {}
-    for record in records:
-        if record.experiment == "attack" and (record.setting["attack"], record.setting["norm"]) == (attack, norm):
+    for record in own:
+        if protocol(record) == max(protocols, key=protocols.__getitem__):
             top, _, bottom = record.setting["eps"].partition("/")
             found[0.0] = (record.counts["right_before"], record.counts["images"])
             found[255 * float(top) / float(bottom or 1)] = (record.counts["correct"], record.counts["images"])
     return dict(sorted(found.items()))
+
+
+def protocol(record: Record) -> str:
+    """All of an attack's setting but its budget and the step that follows from it."""
+    return str({name: value for name, value in record.setting.items() if name not in ("eps", "step_size")})
 
 
 def draw_cost(benchmarks: Sequence[Benchmark], path: Path) -> None:

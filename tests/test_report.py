@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from sanbench.evaluation.statistics import wilson
+from sanbench.figures import budgets
 from sanbench.models import MODELS
 from sanbench.records import Store
 from sanbench.report import write_report
@@ -116,6 +117,13 @@ def test_the_picture_has_every_network(tmp_path):
     colours = {tuple(colour) for colour in (pixels.reshape(-1, 3) * 255).round().astype(int).tolist()}
     for colour in ("#000000", "#E69F00", "#56B4E9"):
         assert tuple(int(part, 16) for part in re.findall("..", colour[1:])) in colours
+
+
+def test_a_curve_over_budgets_has_one_protocol():
+    short = [attacked("san10_pairwise", eps, correct) for eps, correct in (("2/255", 60), ("8/255", 30))]
+    long = attacked("san10_pairwise", "8/255", 10)
+    long = long.model_copy(update={"setting": {**long.setting, "steps": 100}})
+    assert budgets([long, *short], "pgd", "linf")[8.0][0] == 30
 
 
 def test_pairs_are_tested_and_bold_only_where_the_interval_excludes_zero(tmp_path):
