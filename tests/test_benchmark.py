@@ -30,7 +30,7 @@ def test_training_keeps_no_more_than_a_resnet(attention):
     """By what autograd says it keeps, and for the SAN by what the allocator says is left after the forward pass."""
     kept = {}
     for name in (f"san10_{attention}", "resnet26"):
-        case = Case(name, "train", 2, 96)
+        case = Case(name, "train", 4, 224)  # small maps are kept, see RECOMPUTED
         model = case.network(CPU)
         loss = benchmark.make_loss(case, model, CPU)
         kept[name] = kept_for_backward(loss, model)

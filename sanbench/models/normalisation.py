@@ -13,7 +13,7 @@ from sanbench.ops.normalise import channel_moments, normalised_relu
 
 Out = TypeVar("Out")
 
-RECOMPUTED = 2**20  # numbers; computing smaller maps again saves less memory than it costs time
+RECOMPUTED = 2**18  # numbers; computing smaller maps again saves less memory than it costs time
 
 
 class SumOverProcesses(torch.autograd.Function):
