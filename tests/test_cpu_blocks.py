@@ -166,7 +166,7 @@ def logits_and_gradient(model: SAN, images: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("side", [(40, 33), (64, 64)], ids=str)
 def test_evaluation_by_kernels_is_that_of_the_specification(attention: str, shared: str, side: tuple[int, int]) -> None:
     """Without gradients, with the images' and with all: each takes other kernels."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # with 0 one relu's argument is 0 within rounding, and float32 and float64 take different sides
     config = SANConfig(blocks=(1, 2, 1, 1, 1), attention=attention, width=0.5, shared=shared)
     model = SAN(config, 10).eval()
     unsettle(model)
@@ -180,5 +180,6 @@ def test_evaluation_by_kernels_is_that_of_the_specification(attention: str, shar
     for frozen in (False, True):
         cpu.kernels._backend.ran.clear()
         for actual, wish in zip(logits_and_gradient(model.requires_grad_(not frozen), images), exact, strict=True):
-            close(actual, wish, 2e-4)
+            size = wish.abs().max()
+            close(actual / size, wish / size, 2e-4)
         assert cpu.last_kernel("normalised_linear_backward") == (cpu.kernel() if frozen else None)

@@ -73,53 +73,53 @@ void transpose(float* to, const float* const* rows, int64_t length) {
 
 // DEPTH columns from `first` of a block of rows of the left side, PITCH apart.
 void fill_left(const Product& p, float* to, int64_t row, int64_t rows, int64_t first, int64_t depth) {
-    for (int64_t r = 0; r < rows; ++r, to += PITCH) {
-        const float* from = p.left + (row + r) * p.inner + first;
-        for (int64_t k = 0; k < depth; k += LANES) {
-            const int64_t n = std::min<int64_t>(LANES, depth - k);
-            const V x = part(from + k, n);
-            store(to + k, p.scale ? relu(part(p.scale + first + k, n) * x + part(p.shift + first + k, n)) : x);
+    const float* from = p.left + row * p.inner + first;
+    const int64_t whole = depth / LANES * LANES, rest = depth - whole;
+    for (int64_t r = 0; r < rows; ++r, from += p.inner, to += PITCH) {
+        if (!p.scale) {
+            memcpy(to, from, 4 * depth);
+            continue;
         }
+        const float *scale = p.scale + first, *shift = p.shift + first;
+        for (int64_t k = 0; k < whole; k += LANES) store(to + k, relu(load(scale + k) * load(from + k) + load(shift + k)));
+        if (rest) put(to + whole, relu(part(scale + whole, rest) * part(from + whole, rest) + part(shift + whole, rest)), rest);
     }
 }
 
-// sum += left (TILE_ROWS x depth, PITCH apart) * right (depth x TILE_COLUMNS)
-void add_products(V (*sum)[2], const float* left, const float* right, int64_t depth) {
-    V total[TILE_ROWS][2];
-    std::copy(&sum[0][0], &sum[TILE_ROWS][0], &total[0][0]);
+// Adds left (TILE_ROWS x depth, PITCH apart) * right (depth x TILE_COLUMNS) to the tile of out at (row, column), which the first
+// call begins and the last one ends. A tile that is not WHOLE crosses the border of out.
+template <bool WHOLE>
+void tile(const Product& p, const float* left, const float* right, int64_t depth, bool is_first, bool is_last, int64_t row, int64_t column) {
+    float* out = p.out + row * p.columns + column;
+    const int64_t rows = WHOLE ? TILE_ROWS : std::min<int64_t>(TILE_ROWS, p.rows - row);
+    int64_t size[2] = {LANES, LANES};
+    for (int h = 0; h < 2 && !WHOLE; ++h) size[h] = std::clamp<int64_t>(p.columns - column - h * LANES, 0, LANES);
+    V sum[TILE_ROWS][2];
+    auto each = [&](auto&& f) {  // f(vector of the tile, its place, how many of it are of out, which of a row's two it is)
+#pragma GCC unroll 16
+        for (int i = 0; i < TILE_ROWS; ++i)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h)
+                if (WHOLE || i < rows) f(sum[i][h], i * p.columns + h * LANES, size[h], h);
+    };
+    const float* bias = p.bias.get() + column;
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE_ROWS; ++i)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) sum[i][h] = is_first ? *(const V*)(bias + h * LANES) : V{};
+    if (!is_first) each([&](V& x, int64_t at, int64_t n, int) { x = part(out + at, n); });
     for (int64_t k = 0; k < depth; ++k, right += TILE_COLUMNS) {
         const V one = *(const V*)right, other = *(const V*)(right + LANES);
 #pragma GCC unroll 16
-        for (int i = 0; i < TILE_ROWS; ++i) total[i][0] += left[i * PITCH + k] * one, total[i][1] += left[i * PITCH + k] * other;
+        for (int i = 0; i < TILE_ROWS; ++i) sum[i][0] += left[i * PITCH + k] * one, sum[i][1] += left[i * PITCH + k] * other;
     }
-    std::copy(&total[0][0], &total[TILE_ROWS][0], &sum[0][0]);
-}
-
-// Adds `depth` products to the tile of out at (row, column).
-void tile(const Product& p, const float* left, const float* right, int64_t depth, bool is_first, bool is_last, int64_t row, int64_t column) {
-    const int64_t rows = std::min<int64_t>(TILE_ROWS, p.rows - row);
-    const float* begin = is_first ? p.residual : p.out;
-    V sum[TILE_ROWS][2];
-    auto each = [&](auto&& f) {  // f(vector of the tile, its channel, its element of out, how many there are)
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t h = 0, c = column; h < 2 && c < p.columns; ++h, c += LANES)
-                f(sum[i][h], c, (row + i) * p.columns + c, std::min<int64_t>(LANES, p.columns - c));
-    };
-    for (auto& pair : sum)
-        for (int h = 0; h < 2; ++h) pair[h] = is_first ? *(const V*)(p.bias.get() + column + h * LANES) : V{};
-    if (begin) each([&](V& x, int64_t, int64_t at, int64_t n) { x += part(begin + at, n); });
-    for (int64_t i = 0; is_first && i < rows; ++i)  // the next tile's place: two lines of each row are no pattern to the hardware
-        for (int64_t at = (row + i) * p.columns + column + TILE_COLUMNS, h = 0; h < 2; ++h, at += LANES) {
-            __builtin_prefetch(p.out + at, 1);
-            if (p.residual) __builtin_prefetch(p.residual + at);
-        }
-    add_products(sum, left, right, depth);
+    if (is_last && p.residual) each([&](V& x, int64_t at, int64_t n, int) { x += part(p.residual + (out - p.out) + at, n); });
     if (is_last && p.masked)
-        each([&](V& x, int64_t c, int64_t at, int64_t n) {
-            const V by = part(p.by + c, n);
-            x = by * part(p.masked + at, n) + part(p.and_shift + c, n) > 0 ? x * by : V{};
+        each([&](V& x, int64_t at, int64_t n, int h) {
+            const V by = part(p.by + column + h * LANES, n), masked = part(p.masked + (out - p.out) + at, n);
+            x = by * masked + part(p.and_shift + column + h * LANES, n) > 0 ? x * by : V{};
         });
-    each([&](V& x, int64_t, int64_t at, int64_t n) { put(p.out + at, x, n); });
+    each([&](V& x, int64_t at, int64_t n, int) { put(out + at, x, n); });
 }
 
 void multiply(const Product& p, int threads) {
@@ -136,9 +136,12 @@ void multiply(const Product& p, int threads) {
                 const int64_t depth = std::min<int64_t>(DEPTH, p.inner - k);
                 fill_left(p, left[thread].get(), first, rows, k, depth);
                 for (int64_t r = 0; r < rows; r += TILE_ROWS)  // then columns: out is written row by row
-                    for (int64_t n = panels * strip / strips; n < panels * (strip + 1) / strips; ++n)
-                        tile(p, left[thread].get() + r * PITCH, p.right.get() + (n * p.inner + k) * TILE_COLUMNS, depth, k == 0,
-                             k + depth == p.inner, first + r, n * TILE_COLUMNS);
+                    for (int64_t n = panels * strip / strips; n < panels * (strip + 1) / strips; ++n) {
+                        const bool whole = r + TILE_ROWS <= rows && (n + 1) * TILE_COLUMNS <= p.columns;
+                        (whole ? tile<true> : tile<false>)(p, left[thread].get() + r * PITCH,
+                                                           p.right.get() + (n * p.inner + k) * TILE_COLUMNS, depth, k == 0,
+                                                           k + depth == p.inner, first + r, n * TILE_COLUMNS);
+                    }
             }
         }
     });
