@@ -27,37 +27,23 @@ constexpr int TILE_ROWS = 14;
 constexpr int TILE_ROWS = 6;
 #endif
 constexpr int TILE_COLUMNS = 2 * LANES, DEPTH = 256, PITCH = DEPTH + 16;
-constexpr int64_t BLOCK = 112;  // rows of a task at most: BLOCK x DEPTH stay in the second-level cache
+constexpr int64_t BLOCK = 392, PANELS = 8;  // rows and panels of a task at most: DEPTH of both stay in the second-level cache
 
 struct Product {  // out (rows x columns) = left (rows x inner) * right + bias + residual
     int64_t rows, inner, columns;
     const float *left, *scale, *shift;  // left is taken as relu(scale left + shift), where there is a scale
-    Buffer right, bias;                 // panels of inner x TILE_COLUMNS; padded
+    Buffer bias;                        // padded to whole panels
     const float *residual, *masked, *by, *and_shift;  // the result times `by` where by * masked + and_shift > 0
     float* out;
 };
 
-template <class F>
-void pack(Product& p, int threads, F&& panel) {  // panel(to, first column, columns) of the right side
-    const int64_t panels = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    p.right = unset(panels * TILE_COLUMNS * p.inner), p.bias = zeros(panels * TILE_COLUMNS);
-    parallel((int)panels, threads, [&](auto& next, int) {
-        for (int k; (k = next()) >= 0;) {
-            float* to = p.right.get() + k * TILE_COLUMNS * p.inner;
-            const int64_t columns = std::min<int64_t>(TILE_COLUMNS, p.columns - k * TILE_COLUMNS);
-            if (columns < TILE_COLUMNS) memset(to, 0, 4 * TILE_COLUMNS * p.inner);
-            panel(to, (int64_t)k * TILE_COLUMNS, columns);
-        }
-    });
-}
-
-// Four rows of a weight as four columns of a panel.
-void transpose(float* to, const float* const* rows, int64_t length) {
+// `length` elements from `first` of up to four rows as columns of a panel.
+void transpose(float* to, const float* const* rows, int64_t count, int64_t first, int64_t length) {
     typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
     int64_t k = 0;
-    for (; k + 4 <= length; k += 4) {
+    for (; count == 4 && k + 4 <= length; k += 4) {
         Four x[4], y[4];
-        for (int i = 0; i < 4; ++i) x[i] = *(const Four*)(rows[i] + k);
+        for (int i = 0; i < 4; ++i) x[i] = *(const Four*)(rows[i] + first + k);
         for (int i = 0; i < 2; ++i) {
             y[2 * i] = __builtin_shufflevector(x[i], x[i + 2], 0, 4, 1, 5);
             y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 2], 2, 6, 3, 7);
@@ -68,7 +54,7 @@ void transpose(float* to, const float* const* rows, int64_t length) {
         }
     }
     for (; k < length; ++k)
-        for (int i = 0; i < 4; ++i) to[k * TILE_COLUMNS + i] = rows[i][k];
+        for (int64_t i = 0; i < count; ++i) to[k * TILE_COLUMNS + i] = rows[i][first + k];
 }
 
 // DEPTH columns from `first` of a block of rows of the left side, PITCH apart.
@@ -122,24 +108,31 @@ void tile(const Product& p, const float* left, const float* right, int64_t depth
     each([&](V& x, int64_t at, int64_t n, int) { put(out + at, x, n); });
 }
 
-void multiply(const Product& p, int threads) {
+// right(to, first row, rows, first column, columns) gives a part of the right side as a panel, TILE_COLUMNS apart.
+template <class F>
+void multiply(const Product& p, int threads, F&& right) {
     const int64_t blocks = (p.rows + BLOCK - 1) / BLOCK, panels = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int64_t block = padded((p.rows + blocks - 1) / blocks, TILE_ROWS);
-    const int64_t strips = std::min(panels, std::max((8 + blocks - 1) / blocks, panels / 8));
+    const int64_t strips = std::min(panels, std::max((8 + blocks - 1) / blocks, (panels + PANELS - 1) / PANELS));
     const int tasks = (int)(blocks * strips);
-    std::vector<Buffer> left;
-    for (int i = 0; i < std::min(threads, tasks); ++i) left.push_back(zeros(block * PITCH));
-    parallel(tasks, threads, [&](auto& next, int thread) {
+    parallel(tasks, threads, [&](auto& next, int) {
+        const Buffer rows_of_left = zeros(block * PITCH), panels_of_right = zeros(PANELS * DEPTH * TILE_COLUMNS);
+        int64_t held = -1;  // the strip whose one part of the right side is there already
         for (int task; (task = next()) >= 0;) {
-            const int64_t first = task / strips * block, rows = std::min(block, p.rows - first), strip = task % strips;
+            const int64_t strip = task / blocks, first = task % blocks * block, rows = std::min(block, p.rows - first);
+            const int64_t begin = panels * strip / strips, end = panels * (strip + 1) / strips;
             for (int64_t k = 0; k < p.inner; k += DEPTH) {
                 const int64_t depth = std::min<int64_t>(DEPTH, p.inner - k);
-                fill_left(p, left[thread].get(), first, rows, k, depth);
+                auto panel = [&](int64_t n) { return panels_of_right.get() + (n - begin) * depth * TILE_COLUMNS; };
+                if (held != strip)
+                    for (int64_t n = begin; n < end; ++n)
+                        right(panel(n), k, depth, n * TILE_COLUMNS, std::min<int64_t>(TILE_COLUMNS, p.columns - n * TILE_COLUMNS));
+                held = depth == p.inner ? strip : -1;
+                fill_left(p, rows_of_left.get(), first, rows, k, depth);
                 for (int64_t r = 0; r < rows; r += TILE_ROWS)  // then columns: out is written row by row
-                    for (int64_t n = panels * strip / strips; n < panels * (strip + 1) / strips; ++n) {
+                    for (int64_t n = begin; n < end; ++n) {
                         const bool whole = r + TILE_ROWS <= rows && (n + 1) * TILE_COLUMNS <= p.columns;
-                        (whole ? tile<true> : tile<false>)(p, left[thread].get() + r * PITCH,
-                                                           p.right.get() + (n * p.inner + k) * TILE_COLUMNS, depth, k == 0,
+                        (whole ? tile<true> : tile<false>)(p, rows_of_left.get() + r * PITCH, panel(n), depth, k == 0,
                                                            k + depth == p.inner, first + r, n * TILE_COLUMNS);
                     }
             }
@@ -150,30 +143,25 @@ void multiply(const Product& p, int threads) {
 }  // namespace
 
 extern "C" void normalised_linear(const Linear* l) {
-    Product p{l->pixels, l->inputs, l->outputs, l->x, l->scale, l->shift, {}, {}, l->residual, nullptr, nullptr, nullptr, l->out};
-    std::vector<const float*> rows;
-    for (int64_t k = 0; k < l->parts; ++k)
-        for (int64_t r = 0; r < l->size[k]; ++r) rows.push_back(l->weight[k] + r * l->inputs);
-    pack(p, l->threads, [&](float* to, int64_t first, int64_t columns) {
-        int64_t c = 0;
-        for (; c + 4 <= columns; c += 4) transpose(to + c, &rows[first + c], l->inputs);
-        for (; c < columns; ++c)
-            for (int64_t k = 0; k < l->inputs; ++k) to[k * TILE_COLUMNS + c] = rows[first + c][k];
+    Product p{l->pixels, l->inputs, l->outputs, l->x, l->scale, l->shift, {}, l->residual, nullptr, nullptr, nullptr, l->out};
+    std::vector<const float*> weight;  // its rows
+    p.bias = zeros(padded(l->outputs, TILE_COLUMNS));
+    for (int64_t k = 0; k < l->parts; ++k) {
+        std::copy(l->bias[k], l->bias[k] + l->size[k], p.bias.get() + weight.size());
+        for (int64_t r = 0; r < l->size[k]; ++r) weight.push_back(l->weight[k] + r * l->inputs);
+    }
+    multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
+        for (int64_t c = 0; c < columns; c += 4) transpose(to + c, &weight[first + c], std::min<int64_t>(4, columns - c), k, depth);
     });
-    float* bias = p.bias.get();
-    for (int64_t k = 0; k < l->parts; bias += l->size[k++])
-        std::copy(l->bias[k], l->bias[k] + l->size[k], bias);
-    multiply(p, l->threads);
 }
 
 extern "C" void normalised_linear_backward(const Linear* l) {
-    Product p{l->pixels, l->outputs, l->inputs, l->grad, nullptr, nullptr, {}, {}, nullptr, l->x, l->scale, l->shift, l->out};
-    pack(p, l->threads, [&](float* to, int64_t first, int64_t columns) {
-        for (int64_t k = 0; k < l->parts; ++k)
-            for (int64_t r = 0; r < l->size[k]; ++r, to += TILE_COLUMNS) {
-                const float* from = l->weight[k] + r * l->inputs + first;
-                std::copy(from, from + columns, to);
-            }
+    Product p{l->pixels, l->outputs, l->inputs, l->grad, nullptr, nullptr, {}, nullptr, l->x, l->scale, l->shift, l->out};
+    std::vector<const float*> weight;
+    p.bias = zeros(padded(l->inputs, TILE_COLUMNS));
+    for (int64_t k = 0; k < l->parts; ++k)
+        for (int64_t r = 0; r < l->size[k]; ++r) weight.push_back(l->weight[k] + r * l->inputs);
+    multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
+        for (int64_t r = 0; r < depth; ++r) std::copy_n(weight[k + r] + first, columns, to + r * TILE_COLUMNS);
     });
-    multiply(p, l->threads);
 }
