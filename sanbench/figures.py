@@ -112,40 +112,45 @@ def protocol(record: Record) -> str:
 
 
 def draw_cost(benchmarks: Sequence[Benchmark], path: Path) -> None:
-    """Time of a step against footprint and against image size: a line for each network, mode and other setting."""
+    """Time of a step over its ResNet's, against footprint and against image size: a line in its range for each network and
+    setting. Ratios, because the two sides were timed in turn and the points one after the other."""
     panels = {label: lines for varied, label in SWEEPS.items() if (lines := sweeps(benchmarks, varied))}
     figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (label, lines) in zip(axes, panels.items(), strict=True):
         for number, (name, points) in enumerate(lines.items()):
-            axis.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], label=name, marker="o", ms=3, lw=1.2)
+            colour = COLOURS[number % len(COLOURS)]
+            places = sorted(points)
+            median, low, high = ([points[place][at] for place in places] for at in range(3))
+            axis.plot(places, median, color=colour, label=name, marker="o", ms=3, lw=1.2)
+            axis.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
         axis.set_xlabel(label)
+        axis.set_xticks(sorted({place for points in lines.values() for place in points}))
         axis.set_ylim(0)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize="small")
-    axes[0].set_ylabel("ms a step (median)")
+        axis.legend(frameon=False, fontsize="small", loc="lower right")
+    axes[0].set_ylabel("time of a step / the ResNet's (median, range)")
     FigureCanvasAgg(figure).print_figure(path, dpi=150, metadata={"Software": None})
 
 
 SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}
 
 
-def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, list[tuple[float, float]]]:
-    """Points (value, milliseconds) of networks that were timed at several values of `varied` with all else alike."""
-    found: dict[tuple[str, ...], dict[float, float]] = {}
+def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, Sequence[float]]]:
+    """Median, least and largest ratio by value, of pairs that were timed at several values of `varied` with all else alike."""
+    found: dict[tuple[str, ...], dict[int, Sequence[float]]] = {}
     for benchmark in benchmarks:
-        if benchmark.experiment != "model":
+        if benchmark.experiment != "model" or benchmark.ratio is None:
             continue
         setting = benchmark.setting
         other = next(name for name in SWEEPS if name != varied)
+        pair = f"{setting['san']['model']} / {setting['resnet']['model']}"
         shared = (
             f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}, {setting['threads']} threads"
         )
-        for side, seconds in benchmark.seconds.items():
-            points = found.setdefault((setting[side]["model"], shared, setting["kernel"], benchmark.device), {})
-            points[setting[varied]] = 1000 * seconds
-    several = {key: sorted(points.items()) for key, points in found.items() if len(points) > 1}
-    return {f"{model}\n{shared}": points for (model, shared, *_), points in several.items()}
+        key = (f"{pair}\n{shared}", setting["kernel"], setting["dtype"], benchmark.device)
+        found.setdefault(key, {})[setting[varied]] = benchmark.ratio
+    return {name: points for (name, *_), points in found.items() if len(points) > 1}
 
 
 def draw(axis: Axes, points: Points, number: int, of: int, label: str) -> None:
