@@ -55,7 +55,15 @@ raise SystemExit(3)
         assert process.wait(timeout=30) == 3  # torch alone would wait for its process 5 s, then for ever
 
 
-def test_ctrl_c_while_processes_start_is_not_lost(images, monkeypatch):
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_processes_start_is_not_lost(images, heeds_ctrl_c):
     """Python prints and forgets what is raised in the hooks of a fork: here the signal comes in such a hook."""
     armed = [True]
     os.register_at_fork(after_in_parent=lambda: armed and armed.pop() and signal.raise_signal(signal.SIGINT))
