@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sanbench.data import load_dataset
-from sanbench.models import zero_residuals
+from sanbench.models import normalisation, zero_residuals
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
 from tests.operator_cases import BUILDS
@@ -86,3 +87,24 @@ def test_fifty_steps_follow_the_specification(attention: str) -> None:
     assert plain[0][-1] < 0.9 * plain[0][0], "it learns"
     assert gap <= 1e-3
     assert max(apart.values()) <= 0.05, apart
+
+
+@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+def test_maps_computed_again_change_nothing(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are averages updated twice."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    again = []
+    monkeypatch.setattr(normalisation, "checkpoint", lambda *a, **k: again.append(a) or checkpoint(*a, **k))
+
+    def step(recomputed: int) -> list[Tensor]:
+        monkeypatch.setattr(normalisation, "RECOMPUTED", recomputed)
+        torch.manual_seed(0)
+        model = SAN(SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, width=0.25), 10)
+        model(images).square().sum().backward()
+        return [*model.buffers(), *(parameter.grad for parameter in model.parameters())]
+
+    kept = step(2**30)
+    assert not again
+    for one, other in zip(step(0), kept, strict=True):
+        assert torch.equal(one, other)
+    assert again

@@ -13,7 +13,7 @@ from sanbench.ops.normalise import channel_moments, normalised_relu
 
 Out = TypeVar("Out")
 
-RECOMPUTED = 2**18  # numbers; computing smaller maps again saves less memory than it costs time
+RECOMPUTED = 2**16  # numbers an image; computing smaller maps again saves less memory than it costs time
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -91,7 +91,7 @@ def normalised(
     function: Callable[[Tensor], Out],
     activation: Callable[[Tensor, Tensor, Tensor], Tensor] = normalised_relu,
 ) -> Out:
-    """function(relu(norm(x))). In training x alone is kept of a large x: the backward computes again what `function` keeps.
+    """function(relu(norm(x))). In training x alone is kept of a large map: the backward computes again what `function` keeps.
 
     `activation` takes x, scale and shift; another one than `normalised_relu` does more in the same pass. The moments are
     not computed again, so that averages run once and processes meet once.
@@ -103,7 +103,7 @@ def normalised(
     def apply(x: Tensor, scale: Tensor, shift: Tensor) -> Out:
         return function(activation(x, scale, shift))
 
-    if not norm.training or not torch.is_grad_enabled() or x.numel() < RECOMPUTED:
+    if not norm.training or not torch.is_grad_enabled() or x.numel() < RECOMPUTED * x.shape[0]:
         return apply(x, scale, shift)
     out: Out = checkpoint(apply, x, scale, shift, use_reentrant=False, preserve_rng_state=False)
     return out
