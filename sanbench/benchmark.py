@@ -78,9 +78,9 @@ class Comparison:
     def record(self) -> Benchmark:
         """As results keep it."""
         sides = {side: {"model": c.model, **dict(c.variation)} for side, c in (("san", self.san), ("resnet", self.resnet))}
-        shared = {"mode": self.san.mode, "batch_size": self.san.batch_size, "image_size": self.san.image_size}
+        shared = {name: getattr(self.san, name) for name in ("mode", "batch_size", "image_size", "dtype", "compiled")}
         footprint = dict(self.san.variation).get("footprint", SANConfig.model_fields["footprint"].default)
-        run = {"footprint": footprint, "dtype": "float32", "n": self.n, "threads": self.threads, "kernel": self.kernel}
+        run = {"footprint": footprint, "n": self.n, "threads": self.threads, "kernel": self.kernel}
         return Benchmark(
             experiment="model",
             setting={**sides, **shared, **run},

@@ -138,19 +138,19 @@ SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}
 
 def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, Sequence[float]]]:
     """Median, least and largest ratio by value, of pairs that were timed at several values of `varied` with all else alike."""
-    found: dict[tuple[str, ...], dict[int, Sequence[float]]] = {}
+    found: dict[str, dict[int, Sequence[float]]] = {}
     for benchmark in benchmarks:
         if benchmark.experiment != "model" or benchmark.ratio is None:
             continue
         setting = benchmark.setting
         other = next(name for name in SWEEPS if name != varied)
-        pair = f"{setting['san']['model']} / {setting['resnet']['model']}"
-        shared = (
-            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}, {setting['threads']} threads"
+        name = (
+            f"{setting['san']['model']} / {setting['resnet']['model']}\n"
+            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}\n"
+            f"{setting['dtype']}, {'compiled' if setting['compiled'] else 'eager'}, {setting['kernel']}, {benchmark.device}"
         )
-        key = (f"{pair}\n{shared}", setting["kernel"], setting["dtype"], benchmark.device)
-        found.setdefault(key, {})[setting[varied]] = benchmark.ratio
-    return {name: points for (name, *_), points in found.items() if len(points) > 1}
+        found.setdefault(name, {})[setting[varied]] = benchmark.ratio
+    return {name: points for name, points in found.items() if len(points) > 1}
 
 
 def draw(axis: Axes, points: Points, number: int, of: int, label: str) -> None:

@@ -91,7 +91,7 @@ class Record(Measurement):
 class Benchmark(BaseModel):
     """What something cost on a machine. Measured again, the same setting on the same machine replaces what was there.
 
-    setting     networks or layers, mode, batch, image size, footprint, counted steps (n), threads, kernels
+    setting     networks or layers, mode, batch, image size, dtype, compiled, footprint, counted steps (n), threads, kernels
     seconds     medians of n by side: san and resnet, or the kernels; ratio: of neighbouring steps, its median, least and most
     bytes       by side: kept for the backward, and the largest of a process of its own
     """

@@ -7,6 +7,7 @@ from torch import nn
 from sanbench import benchmark
 from sanbench.benchmark import Case, compare, kept_for_backward, peak_memory, time_layers
 from sanbench.errors import InputError
+from sanbench.figures import sweeps
 from sanbench.ops import cpu
 from sanbench.records import Store
 from sanbench.report import write_report
@@ -119,7 +120,25 @@ def test_benchmarks_are_kept_and_drawn(tmp_path, monkeypatch):
     assert found[0].ratio[0] == found[0].seconds["san"] / found[0].seconds["resnet"]
     paths = write_report(Store(tmp_path))
     assert str(tmp_path / "cost.png") in paths
-    assert "| san10_pairwise | resnet26 | evaluate | 1 | 32 | 5 |" in (tmp_path / "report.md").read_text()
+    assert "| san10_pairwise | resnet26 | evaluate | float32 | 1 | 32 | 5 |" in (tmp_path / "report.md").read_text()
+
+
+def test_what_a_benchmark_ran_is_recorded(tmp_path, monkeypatch):
+    """Each dtype, eager and compiled, is a record and a line of its own, and none takes another's place."""
+    monkeypatch.setattr(benchmark, "peak_memory", lambda case, device: 7)
+    monkeypatch.setattr(torch, "compile", lambda model: model)  # minutes
+    command = ["bench", "model", "san10", "--batch-size", "1", "-n", "1", "--results", str(tmp_path)]
+    command += ["--image-size", "32", "--image-size", "33"]
+    for more in ([], ["--dtype", "bfloat16"], ["--compile"]):
+        outcome = sanbench(*command, *more)
+        assert outcome.exit_code == 0, outcome.output
+    found = Store(tmp_path).benchmarks()
+    ran = [(one.setting["dtype"], one.setting["compiled"]) for one in found]
+    assert sorted(ran) == [("bfloat16", False)] * 2 + [("float32", False)] * 2 + [("float32", True)] * 2
+    assert [len(points) for points in sweeps(found, "image_size").values()] == [2, 2, 2]
+    write_report(Store(tmp_path))
+    report = (tmp_path / "report.md").read_text()
+    assert "| evaluate | bfloat16 | 1 | 33 |" in report and "| evaluate | float32, compiled | 1 | 33 |" in report
 
 
 def test_layer_times_are_kept(tmp_path, monkeypatch):

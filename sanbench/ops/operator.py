@@ -102,7 +102,7 @@ def define(
 
     def prototype() -> None: ...
 
-    prototype.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    prototype.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]  # infer_schema reads it
     schema = torch.library.infer_schema(prototype, mutates_args=())
     arguments = schema[1 : schema.index(") -> ")]
 

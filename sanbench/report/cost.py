@@ -17,7 +17,7 @@ def cost_section(benchmarks: Sequence[Benchmark]) -> list[Block]:
     machines = "; ".join(dict.fromkeys(f"{benchmark.device}, {benchmark.created[:10]}" for benchmark in timed))
     blocks: list[Block] = [
         Heading("Cost", 2),
-        Text(f"Medians of n steps in turn, float32, by `sanbench bench model`. {machines}."),
+        Text(f"Medians of n steps in turn, by `sanbench bench model`. {machines}."),
         Table([row(benchmark) for benchmark in timed]),
     ]
     if any(sweeps(timed, varied) for varied in SWEEPS):
@@ -36,6 +36,7 @@ def row(benchmark: Benchmark) -> dict[str, str]:
         "network": setting["san"]["model"],
         "beside": setting["resnet"]["model"],
         "mode": setting["mode"],
+        "dtype": f"{setting['dtype']}{', compiled' if setting['compiled'] else ''}",
         "batch": str(setting["batch_size"]),
         "image": str(setting["image_size"]),
         "footprint": str(setting["footprint"]),

@@ -74,7 +74,7 @@ class Training:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
-        parallel: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        parallel: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]  # typed as a function
         if team.size > 1:
             parallel = DistributedDataParallel(parallel, device_ids=[device.index] if on_gpu else None)
         dtype = precision(config, device)
@@ -87,7 +87,7 @@ class Training:
     @property
     def evaluated(self) -> Classifier:
         """The network that is validated and kept."""
-        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]  # a copy of the model
 
     def learn(self, parts: list[Ready], count: int, rate: float) -> Tensor:
         """One step of the optimiser on this process's parts of a global batch of `count` images; the sum of their losses."""
@@ -100,7 +100,7 @@ class Training:
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
             alone = is_last or not isinstance(self.parallel, DistributedDataParallel)
-            with nullcontext() if alone else self.parallel.no_sync():  # type: ignore[operator]
+            with nullcontext() if alone else self.parallel.no_sync():  # type: ignore[operator]  # DDP's, see `alone`
                 with self.clock("forward"), torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
                     logits = self.parallel(part.pixels)
                     own = F.cross_entropy(logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum")
