@@ -13,7 +13,6 @@ from sanbench.benchmark import STAGES
 from sanbench.models.san import SHARE
 from sanbench.ops.attention import statistics_shape
 from sanbench.ops.dispatch import RELATION
-from sanbench.ops.gpu.kernels import fits
 from sanbench.ops.gpu.launch import Launch, Resources, Tile, recorded, resources
 
 KINDS = ("pairwise", "patchwise")
@@ -53,7 +52,7 @@ def layer_arguments(kind: str, stage: int, dtype: torch.dtype, images: int) -> d
     return {"query": query, "key": key, "value": value, **position, "gamma": gamma, **geometry}
 
 
-def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images: int = 32) -> list[Launch]:
+def launches(kind: str, stage: int, dtype: torch.dtype, images: int = 32) -> list[Launch]:
     """Every launch of an attack's and a training step's attention and statistics, in order, each kernel once with each of its
     tasks."""
     room = import_module(f"sanbench.ops.gpu.{kind}")
@@ -63,7 +62,7 @@ def launches(kind: str, stage: int, dtype: torch.dtype, capability: int, images:
     shapes: dict[str, Any] = {name: value.shape if isinstance(value, Tensor) else value for name, value in first.items()}
     shapes["gamma"] = [x.shape for x in first["gamma"]]
     moments = torch.empty(tuple(statistics_shape(kind, **shapes)), device="meta")
-    with recorded(capability) as found:
+    with recorded() as found:
         for arguments, grad in ((attention, torch.empty_like(attention["value"])), (first, moments)):
             room.forward(**arguments)
             for weights in (False, True):
@@ -76,19 +75,12 @@ def name_of(launch: Launch) -> str:
     return " ".join([launch.kernel.__name__, *(name.lower() for name, value in launch.arguments.items() if value is True)])
 
 
-def takes(kind: str, stage: int, dtype: torch.dtype) -> bool:
-    """Whether the kernels take that stage's layer; if not, it goes to the specification."""
-    return fits(f"{kind}_attention", **layer_arguments(kind, stage, dtype, 1))
-
-
 def compile_kernels(
     stages: list[int], dtypes: list[torch.dtype], capabilities: list[int], kinds: list[str]
 ) -> Iterator[Compiled]:
-    """Every kernel of those stages that they take, with every tile that it may run with."""
+    """Every kernel at those stages, with every tile that it may run with."""
     for kind, stage, dtype, capability in product(kinds, stages, dtypes, capabilities):
-        if not takes(kind, stage, dtype):
-            continue
-        for launch in launches(kind, stage, dtype, capability):
+        for launch in launches(kind, stage, dtype):
             for tile in launch.tiles:
                 yield Compiled(kind, name_of(launch), stage, dtype, capability, tile, resources(launch, tile, capability))
 

@@ -30,7 +30,6 @@ class Chip:
     Programming Guide, arithmetic instructions, compute capability 8.0 and 9.0). float32 products are three of tf32.
     """
 
-    capability: int
     sms: int
     clock: float  # Hz
     fmas: int  # float32 multiply-adds outside the tensor cores, a clock and SM
@@ -61,8 +60,8 @@ class Chip:
 
 
 CHIPS = {
-    "A100": Chip(capability=80, sms=108, clock=1.41e9, fmas=64, half=156e12, tf32=78e12, dram=1555e9, l2_size=40 * 2**20),
-    "H100": Chip(capability=90, sms=132, clock=1.83e9, fmas=128, half=494.5e12, tf32=247e12, dram=3350e9, l2_size=50 * 2**20),
+    "A100": Chip(sms=108, clock=1.41e9, fmas=64, half=156e12, tf32=78e12, dram=1555e9, l2_size=40 * 2**20),
+    "H100": Chip(sms=132, clock=1.83e9, fmas=128, half=494.5e12, tf32=247e12, dram=3350e9, l2_size=50 * 2**20),
 }
 
 POSITION = 2  # channels of the position encoding
@@ -219,22 +218,30 @@ def halo(x: Layer, tile: dict[str, int]) -> tuple[float, float]:
     return len(read) / len(pixels), len(torch.unique(owner)) / len(pixels)
 
 
+def is_streamed(x: Layer, tile: dict[str, int]) -> bool:
+    """Whether a program reads the weights again for each neighbour: counted as if the L1 had none of them."""
+    return x.kind == "pairwise" and (tile["RB"] < x.R or tile["MB"] < x.M)
+
+
 def cost(kind: str, stage: int, kernel: str, dtype: torch.dtype, batch_size: int) -> Cost:
     """What `kernel` costs an image of a batch, with the tile that it prefers."""
     x, size = layer(kind, stage), dtype.itemsize
     pixel, pixels = PASSES[kind][kernel](x), layer(kind, stage).side ** 2
     maps = pixels * size * (pixel.reads + pixel.near + pixel.writes)
     parameters = 4 * x.parameters / batch_size
+    found = next(launch for launch in launches(kind, stage, dtype) if launch.kernel.__name__ == kernel)
+    tile = dict(found.tiles[0].constants)
+    read, programs = halo(x, tile)
+    dram = maps + parameters * (1 + PACK * size / 4)
+    weights = x.parameters * (x.K if is_streamed(x, tile) else 1)
+    l2 = pixels * size * (pixel.reads + read * pixel.near + pixel.writes + programs * weights)
+    other = pixel.other + (pixel.widened + pixel.narrowed / 2 if size < 4 else 0)
+    loads = x.K * pixel.near * size / 16
+    products = pixel.tensor / (16 * 8 * 16 / 32 if size < 4 else 16 * 8 * 8 / 32 / 3)  # a warp's instruction, by lane
+    issued = pixel.fma + other + pixel.exponentials + loads + products
     seconds = {}
     for name, chip in CHIPS.items():
-        found = next(launch for launch in launches(kind, stage, dtype, chip.capability) if launch.kernel.__name__ == kernel)
-        read, programs = halo(x, dict(found.tiles[0].constants))
-        dram = maps + parameters * (1 + PACK * size / 4)
-        l2 = pixels * size * (pixel.reads + read * pixel.near + pixel.writes + programs * x.parameters)
-        other = pixel.other + (pixel.widened + pixel.narrowed / 2 if size < 4 else 0)
-        loads = x.K * pixel.near * size / 16
-        issued = pixel.fma + other + pixel.exponentials + loads + pixel.tensor / 64  # a warp's instruction does 16 x 8 x 16
-        units = {
+        seconds[name] = {
             "DRAM": dram / chip.dram,
             "L2": l2 / chip.l2,
             "tensor cores": pixels * pixel.tensor / chip.tensor[dtype],
@@ -242,7 +249,6 @@ def cost(kind: str, stage: int, kernel: str, dtype: torch.dtype, batch_size: int
             "exponentials": pixels * pixel.exponentials / chip.exponentials,
             "issue": pixels * issued / chip.lanes,
         }
-        seconds[name] = units
     aggregated = x.K * x.C if pixel.writes else 0
     return Cost(
         kernel=kernel,

@@ -55,13 +55,20 @@ class Case:
 
 
 STAGES = [(4, 4, 2, 8), (16, 16, 8, 8), (32, 32, 16, 8), (64, 64, 32, 8), (128, 128, 64, 8)]
+STREAMED = [
+    (100, 70, 33, 3),
+    (128, 9, 64, 1),
+    (16, 128, 5, 2),
+]  # more than 64 of phi or hidden: float32 reads weights in blocks
 BF16, FP16 = torch.bfloat16, torch.float16
 CASES = {
     "pairwise": [
-        *(Case((1, 4, 4), stage, 3 if at == 0 else 7, style="slices") for at, stage in enumerate(STAGES)),
-        *(Case((1, 4, 4), stage, 3 if at == 0 else 7, task="statistics") for at, stage in enumerate(STAGES)),
+        *(Case((1, 4, 4), stage, footprint, style="slices") for stage, footprint in zip(STAGES, (3, 7, 7, 7, 5))),
+        *(Case((1, 4, 4), stage, footprint, task="statistics") for stage, footprint in zip(STAGES, (3, 7, 7, 7, 5))),
         *(Case((1, 5, 4), STAGES[at], 3, dtype, "channels_last") for at, dtype in ((1, BF16), (2, FP16), (3, BF16))),
         Case((1, 3, 4), STAGES[4], 3, BF16, "channels_last"),
+        *(Case((1, 3, 3), wide, 3, style="channels_last") for wide in STREAMED),
+        *(Case((2, 2, 5), wide, 3, task="statistics") for wide in STREAMED),
         *(Case((1, 5, 4), STAGES[at], 3, dtype, task="statistics") for at, dtype in ((1, BF16), (2, FP16))),
         Case((1, 1, 1), (3, 2, 1, 1), 5),
         Case((3, 1, 2), (5, 7, 3, 2), 7, extra=0),

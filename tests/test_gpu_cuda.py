@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sanbench.benchmark import Case, compare
+from sanbench import benchmark
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import gpu
 from sanbench.ops.operator import SPECIFICATIONS
+from tests.interpreted import STAGES, STREAMED, Case
 from tests.operator_cases import case, gradients, statistics_of, to
 
 OPERATORS = ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
@@ -28,6 +29,17 @@ def moved(values: list, dtype: torch.dtype) -> list:
     return [[x.cuda() for x in v] if isinstance(v, list) else v.cuda() if isinstance(v, Tensor) else v for v in maps]
 
 
+def check(operator: str, values: list, dtype: torch.dtype) -> None:
+    values = moved(values, dtype)
+    run = getattr(torch.ops.sanbench, operator)
+    grad = torch.randn(run(*values).shape, device="cuda").to(dtype if operator.endswith("attention") else torch.float32)
+    out, grads = gradients(run, values, grad)
+    assert gpu.last_kernel(operator) == gpu.last_kernel(f"{operator}_backward") == "triton"
+    expected_out, expected = gradients(SPECIFICATIONS[operator], to(values, torch.float64), grad.double())
+    for actual, wanted in zip([out, *grads], [expected_out, *expected], strict=True):
+        assert (actual.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm().clamp_min(1e-2)
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", [(2, 7, 7), (3, 1, 5), (2, 33, 20), (4, 14, 14)], ids=str)
@@ -35,14 +47,16 @@ def moved(values: list, dtype: torch.dtype) -> list:
 def test_kernels_follow_the_specification(operator: str, size: tuple[int, int, int], dtype: torch.dtype) -> None:
     kind, task = operator.split("_")
     values = case(7, kind, size)
-    values = moved(values if task == "attention" else statistics_of(values, 1), dtype)
-    run = getattr(torch.ops.sanbench, operator)
-    grad = torch.randn(run(*values).shape, device="cuda").to(dtype if task == "attention" else torch.float32)
-    out, grads = gradients(run, values, grad)
-    assert gpu.last_kernel(operator) == gpu.last_kernel(f"{operator}_backward") == "triton"
-    expected_out, expected = gradients(SPECIFICATIONS[operator], to(values, torch.float64), grad.double())
-    for actual, wanted in zip([out, *grads], [expected_out, *expected], strict=True):
-        assert (actual.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm().clamp_min(1e-2)
+    check(operator, values if task == "attention" else statistics_of(values, 1), dtype)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("channels", [*STAGES, *STREAMED], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_at_the_stages_channels(operator: str, channels: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    kind, task = operator.split("_")
+    check(operator, Case((2, 7, 9), channels, 7, task=task).arguments(kind), dtype)
 
 
 @needs_gpu
@@ -70,8 +84,8 @@ def test_networks_compile_and_train(attention: str) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("mode", ["evaluate", "attack", "train"])
 def test_benchmark_runs(mode: str, compiled: bool) -> None:
-    san = Case("san10_pairwise", mode, 4, 64, (), "bfloat16", compiled)
-    found = compare(san, Case("resnet26", mode, 4, 64, (), "bfloat16", compiled), 2, torch.device("cuda"))
+    san = benchmark.Case("san10_pairwise", mode, 4, 64, (), "bfloat16", compiled)
+    found = benchmark.compare(san, benchmark.Case("resnet26", mode, 4, 64, (), "bfloat16", compiled), 2, torch.device("cuda"))
     assert found.kernel == "triton"
     assert min(found.seconds) > 0 and min(found.peak) > 0
 

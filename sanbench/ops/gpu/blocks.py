@@ -55,8 +55,8 @@ def reflect(index, size, SMALL: tl.constexpr):
 
 @triton.jit
 def channels_of(pointer, channel, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Load [pixels, BLOCK] as float32 where SIZE channels exist; the others are 0."""
-    if SIZE == BLOCK:
+    """Load a block of channels, [pixels, BLOCK] as float32; those beyond SIZE are 0."""
+    if SIZE % BLOCK == 0:
         return tl.load(pointer).to(tl.float32)
     else:
         return tl.load(pointer, mask=(channel < SIZE)[None, :], other=0).to(tl.float32)
@@ -64,8 +64,8 @@ def channels_of(pointer, channel, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def vector(pointer, index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Load [BLOCK] where SIZE entries exist; the others are 0."""
-    if SIZE == BLOCK:
+    """Load a block of entries, [BLOCK]; those beyond SIZE are 0."""
+    if SIZE % BLOCK == 0:
         return tl.load(pointer + index)
     else:
         return tl.load(pointer + index, mask=index < SIZE, other=0)
@@ -73,7 +73,7 @@ def vector(pointer, index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def matrix(pointer, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a contiguous ROWS x COLUMNS matrix into a block that may be larger; the rest is 0."""
+    """Load these rows and columns of a contiguous ROWS x COLUMNS matrix; what it has not is 0."""
     inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
     return tl.load(pointer + row[:, None] * COLUMNS + column[None, :], mask=inside, other=0)
 

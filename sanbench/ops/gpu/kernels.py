@@ -27,8 +27,6 @@ WIDEST = {  # channels of phi, of gamma's hidden layer, weights and value channe
     "patchwise": {"narrow": 128, "hidden": 128, "groups": 256, "share": 16},
 }
 
-WIDEST_FLOAT32 = {"pairwise": 64}  # in every size: what is wider exceeds every chip's shared memory in the backward
-
 _forced: str | None = os.environ.get("SANBENCH_KERNELS") or None
 
 
@@ -71,8 +69,7 @@ def use_kernel(name: str) -> Iterator[None]:
 def serves(operator: str, **arguments: Any) -> bool:
     """Whether the Triton kernels take this call, of arguments that `check` accepts; the rest goes to the specification.
 
-    They take what the CPU's kernels take, in float32, bfloat16 or float16 and up to WIDEST;
-    what is wider than WIDEST_FLOAT32 only in reduced precision.
+    They take what the CPU's kernels take, in float32, bfloat16 or float16 and up to WIDEST.
     """
     return all(x.is_cuda for x in floating(arguments)) and fits(operator, **arguments)
 
@@ -82,8 +79,6 @@ def fits(operator: str, **arguments: Any) -> bool:
     if not takes(operator, **arguments) or any(x.dtype not in DTYPES for x in floating(arguments)):
         return False
     kind, sizes = operator.split("_")[0], widths(operator, **arguments)
-    if arguments["query"].dtype == torch.float32 and max(sizes.values()) > WIDEST_FLOAT32.get(kind, max(sizes.values())):
-        return False
     return all(size <= WIDEST[kind][name] for name, size in sizes.items())
 
 

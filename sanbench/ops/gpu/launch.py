@@ -54,28 +54,18 @@ class Resources:
     shared: int
 
 
-_records: ContextVar[tuple[list[Launch], int] | None] = ContextVar("records", default=None)
+_records: ContextVar[list[Launch] | None] = ContextVar("records", default=None)
 
 
 @contextmanager
-def recorded(capability: int = 80) -> Iterator[list[Launch]]:
-    """Launches within are not run but collected, with the tiles for `capability`."""
+def recorded() -> Iterator[list[Launch]]:
+    """Launches within are not run but collected."""
     launches: list[Launch] = []
-    token = _records.set((launches, capability))
+    token = _records.set(launches)
     try:
         yield launches
     finally:
         _records.reset(token)
-
-
-def capability(device: torch.device) -> int:
-    """80 for 8.0; in the interpreter too."""
-    if (records := _records.get()) is not None:
-        return records[1]
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def upcast() -> bool:
@@ -88,7 +78,7 @@ def launch(
 ) -> None:
     """Run `kernel`, a function under triton.jit, on the device of its arguments, without waiting for it."""
     if (records := _records.get()) is not None:
-        records[0].append(Launch(kernel, grid, tuple(tiles), arguments))
+        records.append(Launch(kernel, grid, tuple(tiles), arguments))
     elif knobs.runtime.interpret:
         constants = dict(tiles[0].constants)
         kernel[grid(constants)](**arguments, **constants)

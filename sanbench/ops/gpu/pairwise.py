@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from sanbench.ops.gpu.blocks import LOG2E, multiplicities, power_of_two
-from sanbench.ops.gpu.launch import Tile, capability, launch, upcast
+from sanbench.ops.gpu.launch import Tile, launch, upcast
 from sanbench.ops.gpu.pairwise_backward import key_pass, query_pass
 from sanbench.ops.gpu.pairwise_forward import attention, statistics
 from sanbench.ops.operator import memory_format
 
 SLOTS = 8  # programs an image in statistics
-PROGRAMS = 264  # of a query or key pass with gradients of weights: two for each multiprocessor of an H100
-
+PROGRAMS = 264  # of a query pass with gradients of weights: two for each multiprocessor of an H100
 
 # Pixels and warps a program and, in a backward, whether its own values stay in registers; by task and the wider of phi and
 # gamma's hidden layer. The first is best on paper.
@@ -21,33 +20,40 @@ Choices = tuple[tuple[int, ...], ...]
 TILES: dict[str, dict[int, Choices]] = {
     "attention": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
     "statistics": {16: ((64, 4), (32, 4)), 32: ((32, 4), (16, 4)), 64: ((16, 4),), 128: ((16, 8),)},
-    "query": {16: ((64, 4, 1),), 32: ((16, 4, 1), (16, 2, 1)), 64: ((16, 4, 1), (16, 8, 1)), 128: ((16, 8, 0),)},
-    "key": {16: ((64, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "query": {16: ((64, 4, 1),), 32: ((16, 4, 1), (16, 2, 1)), 64: ((16, 4, 1), (16, 8, 1)), 128: ((16, 8, 1),)},
+    "key": {16: ((64, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 1),)},
     "query with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
-    "key with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 0),)},
+    "key with weights": {16: ((32, 4, 1),), 32: ((16, 4, 1),), 64: ((16, 8, 1),), 128: ((16, 8, 1),)},
 }
-FLOAT32: dict[tuple[str, int], Choices] = {  # where the tiles above would spill
-    ("key", 64): ((16, 8, 0),),
-    ("query with weights", 16): ((32, 4, 0),),
-    ("key with weights", 64): ((16, 8, 0),),
-}
+FLOAT32: dict[tuple[str, int], Choices] = {("query with weights", 16): ((16, 4, 1),)}  # where the tile above would spill
+SAME = {"first": "query with weights", "second": "query with weights", "key of statistics": "key"}
+# In float32 at 128 channels tf32x3 would keep 208 KB of weights in a forward, 400 KB in a backward. They are read in blocks
+# instead, of 64 channels of the hidden layer and of 64 channels of phi, or of 32 where 64 would spill.
+STREAMED = 64
+NARROW = ("attention", "statistics", "query", "second", "key of statistics")
 
 
-def tiles(task: str, narrow: int, hidden: int, groups: int, footprint: int, dtype: torch.dtype, capability: int) -> list[Tile]:
+def tiles(task: str, narrow: int, hidden: int, groups: int, dtype: torch.dtype) -> list[Tile]:
     """Tiles of a task of TILES, the one that is best on paper first.
 
     Register pressure decides, alike for every capability: 32 registers a thread for each of the S sums of a pixel's groups and
     sixteen pixels at least for the tensor cores. Square tiles meet their halo most often in the cache; small ones are a run of
-    pixels, which no map size wastes. In float32 one neighbour at a time, as everywhere: a row at a time spills.
+    pixels, which no map size wastes.
     """
-    width = power_of_two(max(narrow, hidden), 16)
+    width, is_float32 = power_of_two(max(narrow, hidden), 16), dtype == torch.float32
+    is_streamed = is_float32 and width > STREAMED
+    block = STREAMED // (2 if task in NARROW else 1) if is_streamed else width
+    task = SAME.get(task, task)
     choices = TILES[task][width]
-    if dtype == torch.float32:
+    if is_float32:
         choices = FLOAT32.get((task, width), choices)
+    sizes = {"RB": min(power_of_two(narrow, 16), block)}
+    sizes["MB"] = min(power_of_two(hidden, 16), STREAMED if is_streamed else width)
     found = []
     for pixels, warps, *kept in choices:
-        more = {"GB": power_of_two(groups), "CHUNK": 1} if task == "attention" else {"KEEP": kept[0]} if kept else {}
-        found.append(Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **more))
+        more = {"GB": power_of_two(groups)} if task == "attention" else {}
+        more |= {"KEEP": 0 if is_streamed else kept[0]} if kept else {}
+        found.append(Tile.of(warps, PIXELS=pixels, COLUMNS=8 if pixels > 16 else 0, **sizes, **more))
     return found
 
 
@@ -103,16 +109,13 @@ class Layer:
             "G": self.groups,
             "S": value.shape[1] // self.groups if value is not None else 1,
             "K": footprint,
-            "RB": power_of_two(self.narrow, 16),
-            "MB": power_of_two(self.hidden, 16),
             "SMALL": min(self.height, self.width) <= footprint // 2,
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
             "UPCAST": upcast() and query.dtype != torch.float32,
         }
 
     def tiles(self, task: str) -> list[Tile]:
-        shape = (self.narrow, self.hidden, self.groups, self.footprint)
-        return tiles(task, *shape, self.query.dtype, capability(self.query.device))
+        return tiles(task, self.narrow, self.hidden, self.groups, self.query.dtype)
 
     def tiles_of_map(self, constants: dict[str, int]) -> int:
         if not constants["COLUMNS"]:
@@ -175,57 +178,76 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
         grads[name] = torch.empty_like(x, memory_format=memory_format(x))
     sizes = [layer.hidden * layer.narrow, layer.extra * layer.hidden, layer.hidden]
     sizes += [layer.groups * layer.hidden] if value is not None else []
-    delta = layer.narrow + layer.extra
-    sizes += [delta, delta]
     smallest = min(dict(tile.constants)["PIXELS"] for tile in layer.tiles("query with weights"))
     programs = min(PROGRAMS, layer.images * -(-layer.height * layer.width // smallest))
-    parts = torch.empty(programs, sum(sizes), device=device) if weights else None
-    scale_parts = torch.empty(programs, delta, device=device) if weights else None
-    to_at = torch.empty(2, layer.images, layer.extra, layer.height, layer.width, device=device) if weights else None
+    parts = to_delta = None
+    if weights:
+        parts = torch.empty(programs, sum(sizes), device=device)
+        width = layer.narrow + layer.extra
+        to_delta = torch.empty(2, layer.images, layer.height, layer.width, width, device=device)
 
-    def run(kernel: Any, at: int, parts: Tensor | None, **more: Any) -> None:
+    def run(kernel: Any, task: str, **more: Any) -> None:
         def grid(constants: dict[str, int]) -> tuple[int, ...]:
-            return (programs if weights else layer.images * layer.tiles_of_map(constants),)
+            return (programs if weights and kernel is query_pass else layer.images * layer.tiles_of_map(constants),)
 
-        more |= {"parts": parts, "to_at": None if to_at is None else to_at[at]}
-        layer.run(kernel, f"{('query', 'key')[at]}{' with weights' if weights else ''}", grid, **shared, **more)
+        layer.run(kernel, task, grid, **shared, **more)
 
-    for tasks in query_passes(layer, weights):
-        run(query_pass, 0, parts, **tasks, **strided(to_query=grads["query"]))
+    with_weights = " with weights" if weights else ""
+    to_delta_query, to_delta_key = (None, None) if to_delta is None else to_delta
+    for finds in query_passes(layer, weights):
+        task = f"query{with_weights}" if finds["OWN"] else "first" if finds["FIRST"] else "second"
+        run(query_pass, task, parts=parts, to_delta=to_delta_query, **finds, **strided(to_query=grads["query"]))
     often = {
         "down": multiplicities(layer.height, layer.footprint, device),
         "across": multiplicities(layer.width, layer.footprint, device),
     }
-    run(key_pass, 1, scale_parts, WEIGHTS=weights, **often, **strided(to_key=grads["key"]))
+    of_statistics = " of statistics" if value is None and not weights else ""
+    run(
+        key_pass,
+        f"key{with_weights}{of_statistics}",
+        to_delta=to_delta_key,
+        WEIGHTS=weights,
+        **often,
+        **strided(to_key=grads["key"]),
+    )
     found = {name: [x] for name, x in grads.items()}
-    if parts is not None and scale_parts is not None and to_at is not None:
-        found |= gradients_of_gamma(layer, parts.sum(0).split(sizes), scale_parts.sum(0))
-        if (position := arguments["position"]) is not None:
-            to_position = to_at.sum(1).to(position.dtype)
-            found["position"] = [to_position.contiguous(memory_format=memory_format(position))]
+    if parts is not None and to_delta is not None:
+        position = arguments["position"]
+        found["gamma"] = gradients_of_gamma(layer, parts.sum(0).split(sizes), to_delta, position)
+        if position is not None:
+            to_position = (to_delta[..., layer.narrow :].sum(1) * layer.gamma[0][layer.narrow :].float()).permute(0, 3, 1, 2)
+            found["position"] = [to_position.to(position.dtype).contiguous(memory_format=memory_format(position))]
     return found
 
 
 def query_passes(layer: Layer, weights: bool) -> list[dict[str, bool]]:
-    """What each query pass of a backward finds: all at once, or W1' in a pass of its own where its gradient, M x R registers,
-    would spill beside the rest (128 channels, 64 in float32). At 128 channels that recomputes h, e and the gradient of z:
-    1.45 times the multiply-adds of one pass, which spilled 456 bytes a thread."""
+    """What each query pass of a backward finds: all at once, or a matrix of weights in a pass of its own where its gradient
+    would spill beside the rest: W1' (M x R) at 128 channels, in float32 at 64, W2 (G x M) in float32 at 128. Such a pass
+    recomputes h and e, and for W1' the gradient of z: 1.45 times the multiply-adds of one pass, 1.8 with both."""
     second = weights and layer.value is not None
-    alone = weights and max(layer.narrow, layer.hidden) * layer.query.itemsize > 128
-    passes = [{"OWN": True, "WEIGHTS": weights, "FIRST": weights and not alone, "SECOND": second}]
-    return passes + [{"OWN": False, "WEIGHTS": False, "FIRST": True, "SECOND": False}] * alone
+    bytes_a_pixel = max(layer.narrow, layer.hidden) * layer.query.itemsize
+    first_alone, second_alone = weights and bytes_a_pixel > 128, second and bytes_a_pixel > 256
+    nothing = {"OWN": False, "WEIGHTS": False, "FIRST": False, "SECOND": False}
+    together = {"OWN": True, "WEIGHTS": weights, "FIRST": weights and not first_alone, "SECOND": second and not second_alone}
+    return [together] + [nothing | {"FIRST": True}] * first_alone + [nothing | {"SECOND": True}] * second_alone
 
 
-def gradients_of_gamma(layer: Layer, parts: Any, scale_part: Tensor) -> dict[str, list[Tensor]]:
-    """From those of what the kernels use (W1' = s2 W1, W2 log2(e)) to those of gamma."""
-    to_first, to_first_at, to_bias, *to_second, to_scale, to_shift = parts
+def gradients_of_gamma(layer: Layer, parts: Any, to_delta: Tensor, position: Tensor | None) -> list[Tensor]:
+    """From those of what the kernels use (W1' = s2 W1, W2 log2(e), s1 q + t1 and s1 k) to those of gamma."""
+    to_first, to_first_at, to_bias, *to_second = parts
+    of_query, of_key = to_delta
+    query, key = (x.permute(0, 2, 3, 1) for x in (layer.query, layer.key))
+    to_scale = (of_query[..., : layer.narrow] * query + of_key[..., : layer.narrow] * key).sum((0, 1, 2))
+    if position is not None:
+        to_positions = to_delta[..., layer.narrow :].sum(1) * position.permute(0, 2, 3, 1)
+        to_scale = torch.cat([to_scale, to_positions.sum((0, 1, 2))])
     folded = torch.cat(
         [to_first.view(layer.hidden, layer.narrow), to_first_at.view(layer.extra, layer.hidden).T], 1
     )  # of s2 W1
     weight = layer.gamma[2].float()
-    found = [to_scale + scale_part, to_shift, folded]
+    found = [to_scale, of_query.sum((0, 1, 2)), folded]
     if to_second:
         found[2] = folded * layer.gamma[3].float()[:, None]
         found += [(folded * weight).sum(1), to_bias, to_second[0].view(layer.groups, -1) * LOG2E]
         found += [torch.zeros_like(layer.gamma[6])]  # it cancels in the softmax
-    return {"gamma": [x.to(like.dtype, copy=True) for x, like in zip(found, layer.gamma, strict=True)]}  # no parts of one sum
+    return [x.to(like.dtype, copy=True) for x, like in zip(found, layer.gamma, strict=True)]  # no parts of one sum
