@@ -29,6 +29,28 @@ def test_two_processes_measure_what_one_does(subject, images, tmp_path, monkeypa
         pd.testing.assert_frame_equal(*rows, rtol=1e-3, atol=1e-5)
 
 
+NEWER = [(where, "fp32_precision", "tf32") for where in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+OLDER = [(where, "allow_tf32", True) for where in (torch.backends.cuda.matmul, torch.backends.cudnn)]
+
+
+@pytest.mark.parametrize("switches", [OLDER, NEWER], ids=["older", "newer"])
+def test_evaluating_is_without_tf32_however_it_was_switched_on(subject, switches):
+    def found() -> list[str]:
+        return [getattr(where, name) for where, name, _ in NEWER]
+
+    before = [(where, name, getattr(where, name)) for where, name, _ in OLDER + NEWER]
+    try:
+        for switch in switches:
+            setattr(*switch)
+        assert found() == ["tf32", "tf32"]
+        with evaluating(subject.model):
+            assert "tf32" not in found()
+        assert found() == ["tf32", "tf32"]
+    finally:
+        for switch in before:
+            setattr(*switch)
+
+
 def test_evaluating_restores_modes_and_gradients_even_after_an_error(subject):
     model = subject.model
     model.train()

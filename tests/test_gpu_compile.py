@@ -82,6 +82,21 @@ def test_the_docs_have_what_was_compiled(kind: str, dtype: torch.dtype) -> None:
     assert table(kind, dtype) in docs
 
 
+@pytest.mark.parametrize("kind", kernels.KINDS)
+def test_products_are_as_precise_as_torchs(kind: str) -> None:
+    """TF32 once where torch was told to use it, else three times."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        for allowed, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
+            products.fp32_precision = allowed
+            for launch in kernels.launches(kind, 1, torch.float32):
+                found = launch.arguments.get("PRECISION") or launch.arguments["LAYER"].precision
+                assert found == wanted, launch.kernel
+    finally:
+        products.fp32_precision = before
+
+
 def test_an_oversized_kernel_is_seen() -> None:
     """The compiler itself does not refuse what no chip can run: the check above has to."""
     launch = next(x for x in kernels.launches("patchwise", 3, torch.float32) if x.kernel.__name__ == "attention_forward")

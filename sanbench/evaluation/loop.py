@@ -105,14 +105,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, frozen weights, TF32 off; afterwards every module and parameter is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    switches = [(*switch, getattr(*switch[:2])) for switch in tf32_switches()]
     try:
         model.eval().requires_grad_(False)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        for where, name, off, _ in switches:
+            setattr(where, name, off)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, value in wanted:
             parameter.requires_grad_(value)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        for where, name, _, before in switches:
+            setattr(where, name, before)
+
+
+def tf32_switches() -> Iterator[tuple[Any, str, Any]]:
+    """What turns TF32 off for products and for convolutions: object, attribute and value. torch has an older and a newer
+    attribute for it, and raises RuntimeError where the older is read after the newer was set."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    for older, newer in ((products, products), (convolutions, convolutions.conv)):  # type: ignore[attr-defined]  # made at import
+        try:
+            older.allow_tf32  # noqa: B018  reading is the question
+            yield older, "allow_tf32", False
+        except RuntimeError:
+            yield newer, "fp32_precision", "ieee"

@@ -73,6 +73,11 @@ def upcast() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+def precision() -> str:
+    """Of float32 products: one of TF32 where torch is allowed it for its own, else three, which nearly make up for it."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
 def launch(
     kernel: Any, grid: Callable[[dict[str, int]], tuple[int, ...]], tiles: Sequence[Tile], arguments: dict[str, Any]
 ) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sanbench.ops.gpu.blocks import LOG2E, multiplicities, power_of_two
-from sanbench.ops.gpu.launch import Tile, launch, upcast
+from sanbench.ops.gpu.launch import Tile, launch, precision, upcast
 from sanbench.ops.gpu.pairwise_backward import key_pass, query_pass
 from sanbench.ops.gpu.pairwise_forward import attention, statistics
 from sanbench.ops.operator import memory_format
@@ -110,7 +110,7 @@ class Layer:
             "S": value.shape[1] // self.groups if value is not None else 1,
             "K": footprint,
             "SMALL": min(self.height, self.width) <= footprint // 2,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
+            "PRECISION": precision(),
             "UPCAST": upcast() and query.dtype != torch.float32,
         }
 

@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from sanbench.ops.checks import MAPS
-from sanbench.ops.gpu.launch import Tile, launch, upcast
+from sanbench.ops.gpu.launch import Tile, launch, precision, upcast
 from sanbench.ops.gpu.patchwise_backward import key_backward, query_backward, statistics_backward, value_backward
 from sanbench.ops.gpu.patchwise_forward import Layer, attention_forward, statistics_forward
 from sanbench.ops.gpu.patchwise_weights import first_weights, second_weights
@@ -66,7 +66,7 @@ class Call:
             share=1 if value is None else value.shape[1] // groups,
             size=footprint,
             repeated=min(self.height, self.width) <= footprint // 2,
-            precision="interpreter" if upcast() else "tf32x3",
+            precision="interpreter" if upcast() else precision(),
             narrow_block=min(triton.next_power_of_2(narrow), 32 if self.dtype == torch.float32 else 128),
         )
         self.known: dict[str, Any] = {
