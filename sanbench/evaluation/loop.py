@@ -127,6 +127,7 @@ def tf32_switches() -> Iterator[tuple[Any, str, Any]]:
     for older, newer in ((products, products), (convolutions, convolutions.conv)):  # type: ignore[attr-defined]  # made at import
         try:
             older.allow_tf32  # noqa: B018  reading is the question
-            yield older, "allow_tf32", False
         except RuntimeError:
             yield newer, "fp32_precision", "ieee"
+        else:
+            yield older, "allow_tf32", False
