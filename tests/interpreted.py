@@ -59,7 +59,7 @@ STREAMED = [
     (100, 70, 33, 3),
     (128, 9, 64, 1),
     (16, 128, 5, 2),
-]  # more than 64 of phi or hidden: float32 reads weights in blocks
+]  # float32 reads weights in blocks: more than 64 of phi or hidden
 BF16, FP16 = torch.bfloat16, torch.float16
 CASES = {
     "pairwise": [
@@ -117,7 +117,11 @@ def results(kind: str) -> dict[str, dict]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     root = Path(__file__).parent.parent
     running = [subprocess.Popen([*command, first], env=environment, cwd=root, **pipes) for first in "01"]
-    ended = [process.communicate() for process in running]
+    try:
+        ended = [process.communicate() for process in running]
+    finally:  # neither outlives a test that was stopped
+        for process in running:
+            process.kill()
     found = {line["case"]: line for out, _ in ended for line in map(json.loads, out.splitlines())}
     return found | {"process": {"stderr": "".join(error for _, error in ended)}}
 
