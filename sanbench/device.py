@@ -1,6 +1,8 @@
-"""The machine: which device computes, and what it is called."""
+"""The machine: which device computes, what it is called, and how its memory is handled."""
 
+import ctypes
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 import sanbench
 from sanbench.errors import InputError, SanbenchError
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+KEEP = 2**30
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -40,3 +44,15 @@ def processor() -> str:
 def versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "torchattacks", "numpy")
     return {"sanbench": sanbench.__version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+def keep_memory() -> bool:
+    """Keep freed memory in the process; False where the C library has no `mallopt`.
+
+    glibc gives large blocks back to the system, and then page faults dominate. Called once, for the whole process.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)

@@ -33,11 +33,10 @@ def model(
 
     from rich.table import Column, Table
 
-    from sanbench.allocator import keep_memory
-    from sanbench.benchmark import Case, Mode, Precision, compare
-    from sanbench.device import select_device
+    from sanbench.bench.networks import Case, Mode, Precision, compare
+    from sanbench.device import keep_memory, select_device
     from sanbench.models import MODELS, resolve
-    from sanbench.records import Store
+    from sanbench.store.files import Store
 
     if train and attack:
         raise InputError("--train and --attack are not accepted together: name one.")
@@ -87,10 +86,9 @@ def reading(
     """Time decoders and the whole input pipeline against torchvision's ImageFolder with PIL, in images/s per core."""
     from rich.table import Table
 
-    from sanbench.allocator import keep_memory
+    from sanbench.bench.reading import measure_reading, photographs_here
     from sanbench.data.decoding import find_decoder
-    from sanbench.device import processor
-    from sanbench.training.reading import measure_reading, photographs_here
+    from sanbench.device import keep_memory, processor
 
     keep_memory()
     names = decoders.split(",")
@@ -121,10 +119,10 @@ def ops(
     """Time the attention layers of the five stages, forward and backward, with each kernel in turn."""
     from rich.table import Table
 
-    from sanbench.allocator import keep_memory
-    from sanbench.benchmark import time_layers
+    from sanbench.bench.networks import time_layers
+    from sanbench.device import keep_memory
     from sanbench.ops import cpu
-    from sanbench.records import Store
+    from sanbench.store.files import Store
 
     keep_memory()
     store = Store(results)
@@ -151,10 +149,9 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
-    from sanbench.allocator import keep_memory
+    from sanbench.bench.evaluation import LIMIT, benchmark
     from sanbench.data import load_dataset
-    from sanbench.device import describe, select_device
-    from sanbench.evaluation.benchmark import LIMIT, benchmark
+    from sanbench.device import describe, keep_memory, select_device
     from sanbench.models import build_model
 
     keep_memory()
@@ -182,8 +179,8 @@ def roofline(
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from sanbench.roofline import CHIPS
-    from sanbench.roofline import roofline as modelled
+    from sanbench.bench.roofline import CHIPS
+    from sanbench.bench.roofline import roofline as modelled
 
     found = modelled(name, parse_dtype(dtype), batch_size)
     for costs in (found.stages, found.statistics):
@@ -215,7 +212,7 @@ def kernels(
     """Compile the Triton kernels without a GPU: registers and spilled bytes a thread, shared memory a program."""
     from rich.table import Table
 
-    from sanbench.kernels import KINDS, compile_kernels
+    from sanbench.bench.gpu_kernels import KINDS, compile_kernels
     from sanbench.ops.gpu.launch import SHARED_MEMORY
 
     for value, known, what in ((kind, KINDS, "kind"), (capability, tuple(SHARED_MEMORY), "capability")):
@@ -257,9 +254,9 @@ def train(
     """Time the training loop of networks in turn, and what it costs beside them: sanbench bench train san10 resnet26."""
     from rich.table import Table
 
+    from sanbench.bench.training import LIMIT, STEPS, throughput
     from sanbench.device import describe
-    from sanbench.training.benchmark import LIMIT, STEPS, throughput
-    from sanbench.training.config import configure
+    from sanbench.runs.config import configure
 
     place = start(device)
     means = {"data_root": data_root} if data_root else {}

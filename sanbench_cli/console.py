@@ -15,10 +15,10 @@ from sanbench.errors import SanbenchError
 from sanbench.progress import Progress, Report
 
 if TYPE_CHECKING:
-    from sanbench.records import Record
-    from sanbench.training.config import TrainConfig
+    from sanbench.runs.config import TrainConfig
+    from sanbench.runs.run import Run
+    from sanbench.store.files import Record
     from sanbench.training.plan import Plan
-    from sanbench.training.runs import Run
 
 console = Console()
 errors = Console(stderr=True)
@@ -102,7 +102,7 @@ def figures(now: Progress) -> str:
 
 def print_records(records: "Sequence[Record]") -> None:
     """One line a record: network, setting, top-1 with its interval, attack success; then what its flags mean."""
-    from sanbench.evaluation.masking import FLAGS
+    from sanbench.evaluation.sanity_checks import FLAGS
     from sanbench.evaluation.statistics import wilson
 
     attacked = any("success" in record.counts for record in records)

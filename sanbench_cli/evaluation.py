@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sanbench.data import Images
-    from sanbench.evaluation.attacking import Source
+    from sanbench.evaluation.attacks.attack import Source
     from sanbench.evaluation.loop import Perturbation
-    from sanbench.evaluation.subjects import Subject
+    from sanbench.runs.evaluated import EvaluatedModel
 
 Networks = Annotated[
     list[str] | None,
@@ -69,27 +69,31 @@ class Evaluation:
 
     def source(self, name: str, weights: Path | None) -> "Source":
         """The network that a transfer's examples are made on."""
-        from sanbench.evaluation.attacking import Source
-        from sanbench.training.runs import load_subjects
+        from sanbench.evaluation.attacks.attack import Source
+        from sanbench.runs.run import load_evaluated
 
-        (subject,) = load_subjects([name], self.runs, *(([weights], self.preprocessing) if weights else ()))
-        return Source(subject.model.to(start(self.device)), f"{subject.model.spec.label} ({subject.run})", subject.weights)
+        (evaluated,) = load_evaluated([name], self.runs, *(([weights], self.preprocessing) if weights else ()))
+        return Source(
+            evaluated.model.to(start(self.device)), f"{evaluated.model.spec.label} ({evaluated.run})", evaluated.weights
+        )
 
-    def run(self, perturbations: "Callable[[Subject, Images], Sequence[Perturbation]]", save_images: int = 0) -> None:
+    def run(self, perturbations: "Callable[[EvaluatedModel, Images], Sequence[Perturbation]]", save_images: int = 0) -> None:
         """The one way from a command to the evaluation loop."""
         from sanbench.evaluation.experiments import Protocol, evaluate
-        from sanbench.evaluation.subjects import test_images
-        from sanbench.records import Store
-        from sanbench.training.runs import load_subjects
+        from sanbench.runs.evaluated import test_images
+        from sanbench.runs.run import load_evaluated
+        from sanbench.store.files import Store
 
         device = start(self.device)
         protocol = Protocol(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
         records = []
         with progress() as bar:
-            for subject in load_subjects(self.networks or [], self.runs, self.weights or (), self.preprocessing):
-                subject.model.to(device)
-                images = test_images(subject, self.data, self.data_root, self.decoder)
-                records += evaluate(subject, images, perturbations(subject, images), Store(self.results), device, protocol, bar)
+            for evaluated in load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing):
+                evaluated.model.to(device)
+                images = test_images(evaluated, self.data, self.data_root, self.decoder)
+                records += evaluate(
+                    evaluated, images, perturbations(evaluated, images), Store(self.results), device, protocol, bar
+                )
         print_records(records)
 
 
@@ -180,12 +184,12 @@ def attack(
     save_images: Annotated[int, typer.Option(min=0, help="Keep examples of so many images as PNG.")] = 0,
 ) -> None:
     """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
-    from sanbench.evaluation.attacking import bind
-    from sanbench.evaluation.attacks import parse_attacks
+    from sanbench.evaluation.attacks.attack import bind
+    from sanbench.evaluation.attacks.table import parse_attacks
 
     wanted = parse_attacks(attacks, eps, steps, step_size, evaluation.seed, norm, restarts, target, targets)
     source = evaluation.source(made_on, source_weights) if made_on else None
-    evaluation.run(lambda subject, _: bind(subject.model, wanted, evaluation.batch_size, source), save_images)
+    evaluation.run(lambda evaluated, _: bind(evaluated.model, wanted, evaluation.batch_size, source), save_images)
 
 
 @evaluation_command

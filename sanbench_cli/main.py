@@ -47,8 +47,8 @@ def report(
     formats: Annotated[str, typer.Option("--format", help="md, csv, tex, html.")] = "md,csv",
 ) -> None:
     """Write the report, CSV tables and pictures from the records."""
-    from sanbench.records import Store
     from sanbench.report import write_report
+    from sanbench.store.files import Store
 
     for path in write_report(Store(results), formats):
         console.print(path, highlight=False)
@@ -65,8 +65,8 @@ def reproduce(
     results: Results = Path("results"),
 ) -> None:
     """Train two SANs and a ResNet on fashion10k, measure all three, write the report."""
-    from sanbench.records import Store
-    from sanbench.reproduce import reproduce as run_all
+    from sanbench.store.files import Store
+    from sanbench.studies.presets import reproduce as run_all
 
     if full and everything:
         raise InputError("--all and --full are not accepted together: name one.")
@@ -102,8 +102,8 @@ def info() -> None:
     """Show versions, device, kernels in use, threads and the allocator's setting."""
     from rich.table import Table
 
-    from sanbench.allocator import keep_memory
-    from sanbench.benchmark import machine
+    from sanbench.bench.networks import machine
+    from sanbench.device import keep_memory
 
     allocator = "keeps freed memory" if keep_memory() else "the system's default"
     table = Table(show_header=False)

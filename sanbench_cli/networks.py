@@ -20,16 +20,16 @@ def import_checkpoint(
     export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
 ) -> None:
     """Read a released checkpoint: sanbench import san15.pth --model san15_pairwise --output san15.pt."""
-    from sanbench.models.released import export_released, import_released
+    from sanbench.models.authors_checkpoints import export_authors_checkpoint, import_authors_checkpoint
 
     if export:
         if model is not None or classes is not None:
             raise InputError("--export is not accepted with --model or --classes: the checkpoint tells both.")
-        network = export_released(checkpoint, output)
+        network = export_authors_checkpoint(checkpoint, output)
     else:
         if model is None:
             raise InputError("Name the network that the file holds: --model san15_pairwise.")
-        network = import_released(checkpoint, model, output, classes)
+        network = import_authors_checkpoint(checkpoint, model, output, classes)
     console.print(f"{output}: {network.spec.label}, {network.spec.num_classes:,} classes", highlight=False, soft_wrap=True)
 
 
@@ -41,12 +41,14 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
-    from sanbench.evaluation.subjects import image_side
     from sanbench.models.export import export_model
-    from sanbench.training.runs import load_subjects
+    from sanbench.runs.evaluated import image_side
+    from sanbench.runs.run import load_evaluated
 
-    (subject,) = load_subjects([run], runs)
-    side = image_side(subject) if image_size is None else image_size
-    export_model(subject.model, form, output, side)
-    shape = "weights" if form == "safetensors" else f"N x 3 x {side} x {side} in [0, 1] -> N x {subject.model.spec.num_classes}"
-    console.print(f"{output}: {subject.model.spec.label}, {shape}", highlight=False, soft_wrap=True)
+    (evaluated,) = load_evaluated([run], runs)
+    side = image_side(evaluated) if image_size is None else image_size
+    export_model(evaluated.model, form, output, side)
+    shape = (
+        "weights" if form == "safetensors" else f"N x 3 x {side} x {side} in [0, 1] -> N x {evaluated.model.spec.num_classes}"
+    )
+    console.print(f"{output}: {evaluated.model.spec.label}, {shape}", highlight=False, soft_wrap=True)

@@ -29,8 +29,7 @@ Interpolation = Annotated[
 
 def start(device: str) -> "torch.device":
     """Settings for the whole process, and the device."""
-    from sanbench.allocator import keep_memory
-    from sanbench.device import select_device
+    from sanbench.device import keep_memory, select_device
 
     keep_memory()
     return select_device(device)

@@ -12,8 +12,8 @@ from sanbench_cli.console import console, print_plan, print_profile, print_runs,
 from sanbench_cli.options import Device, Root, Runs, start
 
 if TYPE_CHECKING:
-    from sanbench.training.config import TrainConfig
-    from sanbench.training.runs import Run
+    from sanbench.runs.config import TrainConfig
+    from sanbench.runs.run import Run
 
 Knob = Annotated[float | None, typer.Option()]
 
@@ -82,21 +82,21 @@ def train(
         config, folder, continues = decide()  # what is typed wrong is told once
         if not dry_run:
             raise typer.Exit(launch(nproc, sys.argv[1:]))
-    with joined(start(device)) as (team, own_device):
+    with joined(start(device)) as (group, own_device):
         try:
-            config, folder, continues = team.lead(decide)
+            config, folder, continues = group.lead(decide)
             if dry_run:
-                show_plan(config, max(nproc, team.size))
+                show_plan(config, max(nproc, group.size))
                 return
-            if team.leads and continues:
-                show_changes(folder, config, team.size)
+            if group.leads and continues:
+                show_changes(folder, config, group.size)
             with progress() as report:
-                trained = train_network(config, folder, own_device, report, resume=continues, team=team, profile=profile)
+                trained = train_network(config, folder, own_device, report, resume=continues, group=group, profile=profile)
         except SanbenchError as error:
-            if team.leads:
+            if group.leads:
                 raise
             raise typer.Exit(error.exit_code) from None  # the first process tells it
-        if team.leads:
+        if group.leads:
             if profile:
                 print_profile(trained, profile)
             show_end(trained)
@@ -110,8 +110,8 @@ def choose(
     model: str | None, data: str | None, choices: dict[str, Any], name: str | None, resume: str | None, runs: Path
 ) -> "tuple[TrainConfig, Path, bool]":
     """The configuration, the folder, and whether it goes on with what is there."""
-    from sanbench.training.config import configure, reconfigure
-    from sanbench.training.runs import Run, all_runs, differences, find_unfinished, free_name
+    from sanbench.runs.config import configure, reconfigure
+    from sanbench.runs.run import Run, all_runs, differences, find_unfinished, free_name
 
     if resume not in (None, "auto"):
         found = Run(runs / str(resume))
@@ -141,15 +141,15 @@ def parse_setting(text: str) -> tuple[str, str]:
 
 def show_plan(config: "TrainConfig", processes: int) -> None:
     from sanbench.data import load_dataset
-    from sanbench.training.distributed import Team
+    from sanbench.training.distributed import ProcessGroup
     from sanbench.training.plan import plan
 
-    Team(0, processes).check(config.recipe.batch_size, config.accumulate)
+    ProcessGroup(0, processes).check(config.recipe.batch_size, config.accumulate)
     print_plan(config, plan(config, load_dataset(config.data, "train", config.source), processes), processes)
 
 
 def show_changes(folder: Path, config: "TrainConfig", processes: int) -> None:
-    from sanbench.training.runs import Run, differences
+    from sanbench.runs.run import Run, differences
 
     changed = differences(Run(folder), config, processes)
     console.print(f"Going on with {folder.name}{': ' + ', '.join(changed) if changed else ''}.", highlight=False)
@@ -166,6 +166,6 @@ def show_end(run: "Run") -> None:
 
 def runs(runs: Runs = Path("runs")) -> None:
     """List the runs: state, epoch, best top-1, last change."""
-    from sanbench.training.runs import all_runs
+    from sanbench.runs.run import all_runs
 
     print_runs(all_runs(runs))

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 
 from sanbench.data import Source, load_dataset
-from sanbench.evaluation.attacks import ATTACKS
-from sanbench.training.config import configure
+from sanbench.evaluation.attacks.table import ATTACKS
+from sanbench.runs.config import configure
+from sanbench.runs.run import Run
 from sanbench.training.loop import train
-from sanbench.training.runs import Run
-from tests.small import FEW
+from tests.support.quick_measurements import FEW
 
 CLASSES = {"bag": 8, "sneaker": 7, "trouser": 1}
 PER_SPLIT = {"train": 16, "val": 6}
@@ -58,8 +58,8 @@ def san_run(runs) -> Run:
 
 
 @pytest.fixture(scope="session")
-def subject(san_run):
-    return san_run.subject()
+def evaluated(san_run):
+    return san_run.evaluated()
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +110,6 @@ def many():
 @pytest.fixture
 def small(tmp_path) -> Path:
     """The photographs as a complete set of their own classes, `SMALL`."""
-    from tests.photographs import place, wnid  # by foolbox, which is asked for only where photographs are
+    from tests.support.photographs import place, wnid  # by foolbox, which is asked for only where photographs are
 
     return place(tmp_path / "small", name=wnid, side=64)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sanbench.evaluation.attacks.table.attack import Attack, Source, bind
 from torch import nn
 
 from sanbench.data import load_dataset
 from sanbench.errors import InputError
-from sanbench.evaluation.attacking import Attack, Source, bind
-from sanbench.evaluation.attacks import ATTACKS, member_config, parse_attacks
-from sanbench.evaluation.budgets import distance
-from sanbench.evaluation.draws import image_seed
+from sanbench.evaluation.attacks.budget import distance
+from sanbench.evaluation.attacks.table import ATTACKS, member_config, parse_attacks
 from sanbench.evaluation.loop import evaluating
-from tests.small import config, run
+from sanbench.evaluation.rng import image_seed
+from tests.support.quick_measurements import config, run
 
 
 def independent_pgd(model, image, label, index, settings, name, target=None):

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sanbench import benchmark
-from sanbench.benchmark import Case, compare, kept_for_backward, peak_memory, time_layers
+from sanbench.bench import networks as benchmark
+from sanbench.bench.networks import Case, compare, kept_for_backward, peak_memory, time_layers
 from sanbench.errors import InputError
-from sanbench.figures import sweeps
 from sanbench.ops import cpu
-from sanbench.records import Store
 from sanbench.report import write_report
-from tests.commands import sanbench
+from sanbench.report.pictures import sweeps
+from sanbench.store.files import Store
+from tests.support.commands import sanbench
 
 CPU = torch.device("cpu")
 SMALL = (("width", 0.5),)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator_cases import BUILDS
+from tests.support.operator_cases import BUILDS
 
 ROOT = Path(__file__).parent.parent
 SANITIZE = "-g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from sanbench.ops.cpu import kernels
 kernels.FOLDER, name = Path(sys.argv[1]), sys.argv[2]
-from tests.operator_cases import SIZES, case, compare, statistics_of
+from tests.support.operator_cases import SIZES, case, compare, statistics_of
 from tests import test_cpu_blocks as blocks
 from tests.test_cpu_normalise import test_channel_moments, test_normalised_relu
 torch.set_num_threads(3)

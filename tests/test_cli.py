@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from tests.commands import sanbench, snapshot
-from tests.processes import ENVIRONMENT, SANBENCH
+from tests.support.commands import sanbench, snapshot
+from tests.support.processes import ENVIRONMENT, SANBENCH
 
 
 @pytest.fixture

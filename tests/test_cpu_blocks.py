@@ -6,8 +6,8 @@ from torch import Tensor
 
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu, linear, pool
-from tests.operator_cases import BUILDS, close, gradients, same, to
-from tests.unsettled import unsettle
+from tests.support.operator_cases import BUILDS, close, gradients, same, to
+from tests.support.unsettled_weights import unsettle
 
 PLAIN = {"normalised_pool": pool.plain, "normalised_linear": linear.plain}
 POOLED = [(1, 1, 2, 2), (2, 5, 3, 7), (3, 33, 9, 4), (2, 64, 40, 40)]

@@ -11,7 +11,7 @@ import torch
 from sanbench.errors import SanbenchError
 from sanbench.ops import cpu
 from sanbench.ops.operator import tile_size
-from tests.operator_cases import (
+from tests.support.operator_cases import (
     BUILDS,
     OPERATORS,
     RELATION,

@@ -9,8 +9,8 @@ from sanbench.data import load_dataset
 from sanbench.models import normalisation, zero_residuals
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
-from tests.operator_cases import BUILDS
-from tests.unsettled import unsettle
+from tests.support.operator_cases import BUILDS
+from tests.support.unsettled_weights import unsettle
 
 
 @pytest.mark.parametrize("attention", ["pairwise", "patchwise"])

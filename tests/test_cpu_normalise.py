@@ -5,7 +5,7 @@ import torch
 
 from sanbench.ops import cpu
 from sanbench.ops.operator import BODIES
-from tests.operator_cases import BUILDS, close, gradients, to
+from tests.support.operator_cases import BUILDS, close, gradients, to
 
 
 @pytest.mark.parametrize("build", [*BUILDS, "tiled"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.operator_cases import EVERY, arguments_of, gradients, same
+from tests.support.operator_cases import EVERY, arguments_of, gradients, same
 
 
 @pytest.mark.parametrize("operator", EVERY)

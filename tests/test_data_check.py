@@ -14,8 +14,8 @@ from sanbench.data.check import JOURNAL, check
 from sanbench.data.imagenet import Layout
 from sanbench.data.threads import in_threads
 from sanbench.errors import SanbenchError
-from tests import commands
-from tests.photographs import LABELS, PHOTOGRAPHS, SMALL, one_file, thousand, wnid
+from tests.support import commands
+from tests.support.photographs import LABELS, PHOTOGRAPHS, SMALL, one_file, thousand, wnid
 
 sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 

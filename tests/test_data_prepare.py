@@ -21,7 +21,7 @@ from sanbench.data.check import check
 from sanbench.data.imagenet import Layout, wnids
 from sanbench.data.prepare import prepare
 from sanbench.errors import SanbenchError
-from tests import commands
+from tests.support import commands
 
 sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 CLASSES = [wnids()[n] for n in (7, 99, 400)]

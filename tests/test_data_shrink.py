@@ -10,8 +10,8 @@ from sanbench.data.check import check
 from sanbench.data.imagenet import Layout, words
 from sanbench.data.shrink import shrink
 from sanbench.errors import InputError, SanbenchError
-from tests import commands
-from tests.photographs import LABELS, SMALL, one_file, place, wnid
+from tests.support import commands
+from tests.support.photographs import LABELS, SMALL, one_file, place, wnid
 
 sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 

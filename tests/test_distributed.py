@@ -11,13 +11,13 @@ import torch
 
 from sanbench.errors import InputError
 from sanbench.models.checkpoints import read_checkpoint
-from sanbench.training.distributed import Team
-from sanbench.training.loop import ALONE
-from sanbench.training.runs import Run
+from sanbench.runs.run import Run
+from sanbench.training.distributed import ProcessGroup
+from sanbench.training.loop import SINGLE
 from sanbench.training.state import Training
-from tests import processes
-from tests.one_step import MODELS
-from tests.processes import SANBENCH, started
+from tests.support import processes
+from tests.support.one_training_step import MODELS
+from tests.support.processes import SANBENCH, started
 
 ENVIRONMENT = processes.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}  # two processes are not to fight for one machine
 
@@ -47,7 +47,7 @@ def assert_alike(one, other, tolerance, least):
 def parted(root, one, other):
     """How far apart two runs' weights and averages ended, as a share of how far `one` came from its fresh weights."""
     ended = weights(root, one)
-    fresh = Training.build(Run(root / one).config(), torch.device("cpu"), ALONE).model.state_dict()
+    fresh = Training.build(Run(root / one).config(), torch.device("cpu"), SINGLE).model.state_dict()
 
     def distance(values):
         pairs = [(values[name].double(), value.double()) for name, value in ended.items() if value.is_floating_point()]
@@ -62,7 +62,7 @@ def steps(tmp_path_factory):
     root = tmp_path_factory.mktemp("steps")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher, sync_bn in (("one", [], "true"), ("two", torchrun, "true"), ("apart", torchrun, "false")):
-        step = ran([sys.executable, *launcher, "-m", "tests.one_step", sync_bn, str(root / name)])
+        step = ran([sys.executable, *launcher, "-m", "tests.support.one_training_step", sync_bn, str(root / name)])
         assert step.returncode == 0, step.stderr
     return {name: torch.load(root / name) for name in ("one", "two", "apart")}
 
@@ -134,12 +134,12 @@ def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(
 
 def test_a_batch_that_does_not_divide_names_the_numbers_that_do():
     with pytest.raises(InputError, match=r"batch of 10 images .* 4 processes x 1 .* one of 1, 2, 5, 10\."):
-        Team(0, 4).check(10, 1)
-    Team(0, 4).check(256, 2)
+        ProcessGroup(0, 4).check(10, 1)
+    ProcessGroup(0, 4).check(256, 2)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(1, 1), (2, 1), (3, 2), (8, 4)])
 def test_every_image_of_a_batch_is_someones_once(size, parts):
     for count in (48, 50, 97):
-        places = [image for rank in range(size) for part in Team(rank, size).share(count, parts) for image in part]
+        places = [image for rank in range(size) for part in ProcessGroup(rank, size).share(count, parts) for image in part]
         assert places == list(range(count))

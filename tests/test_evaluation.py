@@ -3,26 +3,26 @@
 import pandas as pd
 import pytest
 import torch
+from sanbench.evaluation.attacks.table.attack import bind
 
 from sanbench.data import TensorImages, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation import experiments
-from sanbench.evaluation.attacking import bind
-from sanbench.evaluation.attacks import parse_attacks
+from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
 from sanbench.evaluation.rotations import Rotation
-from sanbench.records import Store
-from tests.small import measured
+from sanbench.store.files import Store
+from tests.support.quick_measurements import measured
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(subject, images, tmp_path, monkeypatch):
+def test_two_processes_measure_what_one_does(evaluated, images, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "PART", 5)
-    settings = [Identity(), *bind(subject.model, parse_attacks("pgd", "4/255", 3))]
-    one = measured(subject, images, Store(tmp_path / "one"), settings)
-    two = measured(subject, images, Store(tmp_path / "two"), settings, nproc=2)
+    settings = [Identity(), *bind(evaluated.model, parse_attacks("pgd", "4/255", 3))]
+    one = measured(evaluated, images, Store(tmp_path / "one"), settings)
+    two = measured(evaluated, images, Store(tmp_path / "two"), settings, nproc=2)
     for a, b in zip(one, two):
         assert a.key == b.key
         rows = [Store(tmp_path / name).rows(a) for name in ("one", "two")]
@@ -34,7 +34,7 @@ OLDER = [(where, "allow_tf32", True) for where in (torch.backends.cuda.matmul, t
 
 
 @pytest.mark.parametrize("switches", [OLDER, NEWER], ids=["older", "newer"])
-def test_evaluating_is_without_tf32_however_it_was_switched_on(subject, switches):
+def test_evaluating_is_without_tf32_however_it_was_switched_on(evaluated, switches):
     def found() -> list[str]:
         return [getattr(where, name) for where, name, _ in NEWER]
 
@@ -43,7 +43,7 @@ def test_evaluating_is_without_tf32_however_it_was_switched_on(subject, switches
         for switch in switches:
             setattr(*switch)
         assert found() == ["tf32", "tf32"]
-        with evaluating(subject.model):
+        with evaluating(evaluated.model):
             assert "tf32" not in found()
         assert found() == ["tf32", "tf32"]
     finally:
@@ -51,8 +51,8 @@ def test_evaluating_is_without_tf32_however_it_was_switched_on(subject, switches
             setattr(*switch)
 
 
-def test_evaluating_restores_modes_and_gradients_even_after_an_error(subject):
-    model = subject.model
+def test_evaluating_restores_modes_and_gradients_even_after_an_error(evaluated):
+    model = evaluated.model
     model.train()
     model.network.stem.eval()
     frozen = next(model.parameters())
@@ -86,10 +86,10 @@ def test_score_rows():
     assert rows["confidence"].tolist() == pytest.approx(logits.softmax(1).max(1).values.tolist())
 
 
-def test_records_count_what_the_rows_say(subject, images, tmp_path):
+def test_records_count_what_the_rows_say(evaluated, images, tmp_path):
     store = Store(tmp_path)
-    attacks = bind(subject.model, parse_attacks("pgd,pgd-targeted", "8/255", 3, None, 0))
-    records = measured(subject, images, store, [Identity(), Rotation(90), *attacks], batch_size=5)
+    attacks = bind(evaluated.model, parse_attacks("pgd,pgd-targeted", "8/255", 3, None, 0))
+    records = measured(evaluated, images, store, [Identity(), Rotation(90), *attacks], batch_size=5)
     assert [record.experiment for record in records] == ["accuracy", "rotation", "attack", "attack"]
     for record in records:
         rows = store.rows(record)
@@ -98,7 +98,7 @@ def test_records_count_what_the_rows_say(subject, images, tmp_path):
         assert record.counts["images"] == len(images)
         assert record.counts["correct"] == (rows["prediction"] == rows["label"]).sum()
         assert record.data["fingerprint"] == images.fingerprint
-        assert record.weights == subject.weights
+        assert record.weights == evaluated.weights
         if record.experiment == "attack":
             right = rows["clean_prediction"] == rows["label"]
             assert record.counts["right_before"] == right.sum() == records[0].counts["correct"]
@@ -110,39 +110,39 @@ def test_records_count_what_the_rows_say(subject, images, tmp_path):
     assert again == records
 
 
-def test_rows_do_not_depend_on_the_batch(subject, images, tmp_path):
+def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
     frames = []
     for size in (1, 7, 64):
         store = Store(tmp_path / str(size))
-        attacks = bind(subject.model, parse_attacks("pgd", "4/255", 3, None, 0))
-        (record,) = measured(subject, images, store, attacks, batch_size=size)
+        attacks = bind(evaluated.model, parse_attacks("pgd", "4/255", 3, None, 0))
+        (record,) = measured(evaluated, images, store, attacks, batch_size=size)
         frames.append(store.rows(record))
     for frame in frames[1:]:
         pd.testing.assert_frame_equal(frame, frames[0], rtol=1e-3, atol=1e-5)
 
 
-def test_what_is_measured_is_not_measured_again_unless_forced(subject, images, tmp_path, monkeypatch):
+def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
     original = experiments.measure
     monkeypatch.setattr(experiments, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
     store = Store(tmp_path)
-    first = measured(subject, images, store, [Identity(), Rotation(90)])
+    first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 1
-    assert measured(subject, images, store, [Identity(), Rotation(90)]) == first
+    assert measured(evaluated, images, store, [Identity(), Rotation(90)]) == first
     assert calls[-1] == []
-    measured(subject, images, store, [Identity(), Rotation(180)])
+    measured(evaluated, images, store, [Identity(), Rotation(180)])
     assert [len(outcome) for outcome in calls[-1]] == [1]  # only the new angle
-    measured(subject, images, store, [Identity()], limit=5)
+    measured(evaluated, images, store, [Identity()], limit=5)
     assert sum(len(outcome[0].frame) for outcome in calls[-1]) == 5
-    forced = measured(subject, images, store, [Identity()], force=True)
+    forced = measured(evaluated, images, store, [Identity()], force=True)
     assert len(calls[-1]) == 1
     assert forced[0].counts == first[0].counts
     assert forced[0].created > first[0].created
 
 
-def test_an_interrupted_measurement_goes_on_at_the_next_part(subject, images, tmp_path, monkeypatch):
+def test_an_interrupted_measurement_goes_on_at_the_next_part(evaluated, images, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "PART", 5)
-    whole = measured(subject, images, Store(tmp_path / "whole"), [Identity(), Rotation(90)], batch_size=2)
+    whole = measured(evaluated, images, Store(tmp_path / "whole"), [Identity(), Rotation(90)], batch_size=2)
     store = Store(tmp_path / "parts")
     seen = []
 
@@ -154,7 +154,7 @@ def test_an_interrupted_measurement_goes_on_at_the_next_part(subject, images, tm
             return super().__call__(images, labels, indices)
 
     with pytest.raises(KeyboardInterrupt):
-        measured(subject, images, store, [Identity(), Stops(90)], batch_size=2)
+        measured(evaluated, images, store, [Identity(), Stops(90)], batch_size=2)
     assert store.records() == []
     again = []
 
@@ -163,28 +163,28 @@ def test_an_interrupted_measurement_goes_on_at_the_next_part(subject, images, tm
             again.extend(indices.tolist())
             return super().__call__(images, labels, indices)
 
-    resumed = measured(subject, images, store, [Identity(), Counts(90)], batch_size=2)
+    resumed = measured(evaluated, images, store, [Identity(), Counts(90)], batch_size=2)
     assert again == list(range(10, len(images)))  # two parts of five were kept
     assert [record.counts for record in resumed] == [record.counts for record in whole]
     pd.testing.assert_frame_equal(store.rows(resumed[1]), Store(tmp_path / "whole").rows(whole[1]))
 
 
-def test_a_subset_is_seeded_and_recorded(subject, images, tmp_path):
+def test_a_subset_is_seeded_and_recorded(evaluated, images, tmp_path):
     store = Store(tmp_path)
-    (record,) = measured(subject, images, store, [Identity()], limit=7, seed=2)
+    (record,) = measured(evaluated, images, store, [Identity()], limit=7, seed=2)
     assert (record.data["images"], record.data["of"], record.data["subset_seed"]) == (7, len(images), 2)
-    (other,) = measured(subject, images, store, [Identity()], limit=7, seed=3)
+    (other,) = measured(evaluated, images, store, [Identity()], limit=7, seed=3)
     assert other.key != record.key
     assert store.rows(other)["index"].tolist() != store.rows(record)["index"].tolist()
 
 
-def test_other_classes_than_the_networks_are_refused(subject, tmp_path):
+def test_other_classes_than_the_networks_are_refused(evaluated, tmp_path):
     with pytest.raises(InputError, match="fashion10k has 10 classes, but san10 tells 3 apart"):
-        measured(subject, load_dataset("fashion10k", "test"), Store(tmp_path), [Identity()])
+        measured(evaluated, load_dataset("fashion10k", "test"), Store(tmp_path), [Identity()])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_loop_counts_every_image_once_and_in_float32(subject):
+def test_the_loop_counts_every_image_once_and_in_float32(evaluated):
     images = TensorImages(
         "made", "test", torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8), torch.zeros(9).long(), ["a"], 0
     )
@@ -196,6 +196,6 @@ def test_the_loop_counts_every_image_once_and_in_float32(subject):
             return super().__call__(images, labels, indices)
 
     stream = [(images.__getitems__(chunk), [Looks()]) for chunk in ([0, 1, 2, 3], [4, 5, 6, 7], [8])]
-    rows = pd.concat([rows.frame for (rows,) in measure(subject.model, stream, CPU)])
+    rows = pd.concat([rows.frame for (rows,) in measure(evaluated.model, stream, CPU)])
     assert sorted(rows["index"]) == list(range(9))
     assert all(dtype is torch.float32 and low and high for dtype, low, high in seen)

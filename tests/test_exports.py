@@ -12,9 +12,9 @@ from sanbench.models import build_model
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.export import export_model
 from sanbench.ops.operator import SPECIFICATIONS
-from sanbench.training.runs import load_subjects
-from tests.commands import sanbench
-from tests.photographs import photograph_batch
+from sanbench.runs.run import load_evaluated
+from tests.support.commands import sanbench
+from tests.support.photographs import photograph_batch
 
 
 def onnx_logits(path, images):
@@ -52,10 +52,10 @@ def test_exported_runs_agree_with_the_original(form, name, runs, tmp_path):
     outcome = sanbench("export", name, "--format", form, "--output", path, "--runs", runs)
     assert outcome.exit_code == 0, outcome.output
     assert "N x 3 x 32 x 32" in outcome.output
-    (subject,) = load_subjects([name], runs)
+    (evaluated,) = load_evaluated([name], runs)
     images = photograph_batch(32, 5)
     with torch.no_grad():
-        expected = subject.model(images)
+        expected = evaluated.model(images)
     assert expected.std(0).max() > 1e-3  # the images are told apart
     largest = max(1, expected.abs().max())  # logits of such short training reach thousands, and float32 has 7 digits
     assert (READERS[form](path, images) - expected).abs().max() < 1e-4 * largest
@@ -89,8 +89,8 @@ def test_safetensors_hold_the_weights_bit_for_bit_and_what_rebuilds_them(runs, t
         spec = json.loads(file.metadata()["model"])
     rebuilt = build_model(spec["name"], spec["num_classes"], **spec["variation"])
     rebuilt.load_state_dict(load_file(tmp_path / "san10.safetensors"))
-    (subject,) = load_subjects(["san10"], runs)
-    assert weights_hash(rebuilt.state_dict()) == subject.weights
+    (evaluated,) = load_evaluated(["san10"], runs)
+    assert weights_hash(rebuilt.state_dict()) == evaluated.weights
 
 
 @pytest.mark.parametrize(

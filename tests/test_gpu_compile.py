@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from sanbench import kernels
+from sanbench.bench import gpu_kernels as kernels
 from sanbench.ops.gpu.kernels import fits
 from sanbench.ops.gpu.launch import SHARED_MEMORY, Tile, resources
 from sanbench.ops.gpu.patchwise import KERNELS as PATCHWISE

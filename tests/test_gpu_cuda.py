@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sanbench import benchmark
+from sanbench.bench import networks as benchmark
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import gpu
 from sanbench.ops.operator import SPECIFICATIONS
-from tests.interpreted import STAGES, STREAMED, Case
-from tests.operator_cases import case, gradients, statistics_of, to
+from tests.support.interpreted_kernels import STAGES, STREAMED, Case
+from tests.support.operator_cases import case, gradients, statistics_of, to
 
 OPERATORS = ["pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm
@@ -100,7 +100,7 @@ def test_two_gpus_train_as_one(model: str, folder, tmp_path) -> None:
         command += ["--set", "warmup_epochs=0", "--device", "cuda", "--nproc", str(processes)]
         command += ["--runs", str(tmp_path), "--run", f"on{processes}"]
         subprocess.run(command, check=True, capture_output=True, timeout=500)
-        from sanbench.training.runs import Run
+        from sanbench.runs.run import Run
 
         losses.append(Run(tmp_path / f"on{processes}").epochs()[-1]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)

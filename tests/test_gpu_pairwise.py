@@ -8,8 +8,8 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import gpu
 from sanbench.ops.closed_form import occurrences
-from tests.interpreted import CASES, identity, results
-from tests.operator_cases import case, statistics_of, tensors
+from tests.support.interpreted_kernels import CASES, identity, results
+from tests.support.operator_cases import case, statistics_of, tensors
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 

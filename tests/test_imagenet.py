@@ -10,11 +10,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from sanbench.data import Source, load_dataset
-from sanbench.data.decoding import DECODERS, View, find_decoder, random_box, whole
+from sanbench.data.decoding import DECODERS, Region, find_decoder, random_box, whole
 from sanbench.data.imagenet import class_indices, wnids, words
 from sanbench.errors import InputError, UnreadableImage
 from sanbench.models import build_model
-from tests.photographs import LABELS, PHOTOGRAPHS, place, thousand, wnid
+from tests.support.photographs import LABELS, PHOTOGRAPHS, place, thousand, wnid
 
 FAST = [name for name in DECODERS if name != "pil"]
 
@@ -145,7 +145,7 @@ ODD = {
 
 def whole_image(width, height):
     """The whole image, as 64 x 64."""
-    return View(0, 0, width, height, (64, 64))
+    return Region(0, 0, width, height, (64, 64))
 
 
 @pytest.mark.parametrize("decoder", FAST)
@@ -179,7 +179,7 @@ def test_turbo_decodes_no_more_than_a_crop_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: shapes.append((out := real(*a, **k)).shape) or out)
 
     def read(name, coarse):
-        return DECODERS[name].read(str(path), lambda w, h: View(100, 30, 900, 640, (224, 224), coarse))
+        return DECODERS[name].read(str(path), lambda w, h: Region(100, 30, 900, 640, (224, 224), coarse))
 
     coarse, exact, pil = read("turbo", True), read("turbo", False), read("pil", False)
     assert shapes == [(342, 512, 3), (683, 1024, 3)]
@@ -190,8 +190,8 @@ def test_turbo_decodes_no_more_than_a_crop_needs(tmp_path, monkeypatch):
 
 def test_reduction_keeps_the_size():
     for width, height, size, expected in ((448, 447, 224, 1), (448, 448, 224, 2), (4000, 1792, 224, 8), (10, 10, 224, 1)):
-        assert View(0, 0, width, height, (size, size), coarse=True).reduction == expected
-        assert View(0, 0, width, height, (size, size)).reduction == 1
+        assert Region(0, 0, width, height, (size, size), coarse=True).reduction == expected
+        assert Region(0, 0, width, height, (size, size)).reduction == 1
 
 
 def test_random_boxes_are_distributed_as_torchvisions():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.processes import ENVIRONMENT, SANBENCH, started
+from tests.support.processes import ENVIRONMENT, SANBENCH, started
 
 
 def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder, tmp_path):

@@ -11,9 +11,9 @@ import torch
 from sanbench.data import Loader, Source, dead_workers_named, default_workers, load_dataset
 from sanbench.data.loading import available_cpus
 from sanbench.errors import SanbenchError, UnreadableImage
-from sanbench.training.config import configure
-from sanbench.training.runs import Run
-from tests.processes import started
+from sanbench.runs.config import configure
+from sanbench.runs.run import Run
+from tests.support.processes import started
 
 
 @pytest.fixture

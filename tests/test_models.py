@@ -10,13 +10,13 @@ from torch import nn
 import sanbench
 from sanbench.errors import InputError
 from sanbench.models import MODELS, size
+from sanbench.models.authors_checkpoints import authors_name
 from sanbench.models.normalisation import normalisation, synchronise
-from sanbench.models.released import released_name
 from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
 from sanbench.ops.attention import pairwise_delta, patchwise_delta
 from sanbench.ops.footprint import Footprint
-from tests import released
-from tests.unsettled import unsettle
+from tests.support import authors_code
+from tests.support.unsettled_weights import unsettle
 
 SIZES = {  # parameters, GMACs at 224
     "resnet26": (13_696_552, None),
@@ -54,8 +54,8 @@ def test_sizes_are_the_papers(name):
 def test_tensors_match_the_released_checkpoints_one_to_one(name, blocks, kind):
     with torch.device("meta"):
         model = sanbench.build_model(f"{name}_{kind}")
-    ours = {released_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    assert ours == released.shapes(blocks, kind)
+    ours = {authors_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert ours == authors_code.shapes(blocks, kind)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -9,8 +9,8 @@ from sanbench.errors import InputError
 from sanbench.ops.footprint import Footprint
 from sanbench.ops.operator import tile_size
 from sanbench.ops.relation import RELATIONS
-from tests import naive
-from tests.operator_cases import to
+from tests.support import naive_attention
+from tests.support.operator_cases import to
 
 ops = torch.ops.sanbench
 KINDS = [(kind, relation) for kind, table in RELATIONS.items() for relation in table]
@@ -63,7 +63,7 @@ def loops(kind, arguments):
     query, key, value, *rest = numbers
     position = rest.pop(0) if kind == "pairwise" else None
     gamma = rest.pop(0) if kind != "scalar" else None
-    return naive.attention(kind, query, key, value, position, gamma, *rest)
+    return naive_attention.attention(kind, query, key, value, position, gamma, *rest)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -103,9 +103,9 @@ def test_aggregation_equals_loops(geometry):
     for n in range(2):
         for y in range(grid[0]):
             for x in range(grid[1]):
-                pixels = naive.footprint(y * stride, x * stride, height, width, size, dilation)
+                pixels = naive_attention.footprint(y * stride, x * stride, height, width, size, dilation)
                 values = np.array([value[n, :, v, u].numpy() for v, u in pixels])
-                expected[n, :, y, x] = torch.from_numpy(naive.weighted(weights[n, :, :, y, x].numpy(), values))
+                expected[n, :, y, x] = torch.from_numpy(naive_attention.weighted(weights[n, :, :, y, x].numpy(), values))
     torch.testing.assert_close(ops.aggregation(weights, value, size, stride, dilation), expected)
 
 

@@ -6,15 +6,15 @@ from functools import partial
 import pytest
 import torch
 
+from sanbench.bench.reading import make_photographs, measure_reading, photographs_here
 from sanbench.data import Source, load_dataset
 from sanbench.errors import InputError
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint
+from sanbench.runs.config import configure
 from sanbench.training.augment import Place, augment
-from sanbench.training.config import configure
-from sanbench.training.reading import make_photographs, measure_reading, photographs_here
-from tests import commands
-from tests.photographs import PHOTOGRAPHS, place, wnid
+from tests.support import commands
+from tests.support.photographs import PHOTOGRAPHS, place, wnid
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import sanbench
-import sanbench.reproduce  # before a test exchanges what it imports
+import sanbench.studies.presets  # before a test exchanges what it imports
 from sanbench.models.san import SANConfig
-from sanbench.training.runs import Run
-from tests import commands, elsewhere
+from sanbench.runs.run import Run
+from tests.support import commands, elsewhere
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -33,15 +33,15 @@ def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch)
     monkeypatch.setattr("sanbench.training.distributed.launch", lambda *args, **named: called.append("train"))
     monkeypatch.setattr("sanbench.evaluation.experiments.evaluate", lambda *args: called.append(command[0]) or [])
     monkeypatch.setattr("sanbench.models.export.export_model", lambda *args: called.append("export"))
-    monkeypatch.setattr("sanbench.benchmark.compare", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.benchmark.time_layers", lambda *args: called.append("bench") or [])
-    monkeypatch.setattr("sanbench.training.benchmark.throughput", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.evaluation.benchmark.benchmark", lambda *args: called.append("bench") or [])
-    monkeypatch.setattr("sanbench.training.reading.measure_reading", lambda *args: called.append("bench") or exit(0))
+    monkeypatch.setattr("sanbench.bench.networks.compare", lambda *args: called.append("bench") or exit(0))
+    monkeypatch.setattr("sanbench.bench.networks.time_layers", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.bench.training.throughput", lambda *args: called.append("bench") or exit(0))
+    monkeypatch.setattr("sanbench.bench.evaluation.benchmark", lambda *args: called.append("bench") or [])
+    monkeypatch.setattr("sanbench.bench.reading.measure_reading", lambda *args: called.append("bench") or exit(0))
     monkeypatch.setattr("sanbench.data.check.check", lambda *args, **named: called.append("data") or [])
     monkeypatch.setattr("sanbench.data.prepare.prepare", lambda *args: None)
     monkeypatch.setattr("sanbench.data.shrink.shrink", lambda *args: called.append("data") or 0)
-    monkeypatch.setattr("sanbench.reproduce.reproduce", lambda *args: called.append("reproduce") or ([], []))
+    monkeypatch.setattr("sanbench.studies.presets.reproduce", lambda *args: called.append("reproduce") or ([], []))
     outcome = commands.sanbench(*command)
     assert outcome.exit_code == 0, outcome.output
     if command[0] not in ("models", "report", "info", "import"):

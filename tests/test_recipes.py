@@ -10,18 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sanbench.bench import training as benchmark
 from sanbench.data import Batch, load_dataset
 from sanbench.errors import InputError, Interrupted
 from sanbench.models.checkpoints import read_checkpoint, weights_hash
+from sanbench.runs.config import Recipe, configure
+from sanbench.runs.run import Run
 from sanbench.training import loop
 from sanbench.training.augment import Place, Ready, prepare
-from sanbench.training.config import Recipe, configure
 from sanbench.training.interruption import Interruption
 from sanbench.training.loop import train
 from sanbench.training.profile import PARTS
-from sanbench.training.runs import Run
 from sanbench.training.state import Training
-from tests.unsettled import unsettle
+from tests.support.unsettled_weights import unsettle
 
 CPU = torch.device("cpu")
 SMALL = {"width": 0.25, "footprint": 3}
@@ -39,7 +40,7 @@ def building(model="resnet26", precision="auto", **changes):
     """A network before its first step; plain SGD without momentum, decay and smoothing but for the `changes`."""
     plain = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "lr": 0.1}
     config = configure(model, changes={**plain, **(SMALL if model.startswith("san") else {}), **changes}, precision=precision)
-    return Training.build(config, CPU, loop.ALONE)
+    return Training.build(config, CPU, loop.SINGLE)
 
 
 def part(images, dtype=None):
@@ -232,7 +233,7 @@ def test_a_compiled_network_learns_the_same(doubles, model):
     losses = {}
     for compiled in (False, True):
         config = configure(model, changes={"lr": 0.001, **(SMALL if model.startswith("san") else {})}, compile=compiled)
-        training = Training.build(config, CPU, loop.ALONE)
+        training = Training.build(config, CPU, loop.SINGLE)
         losses[compiled] = [float(training.learn([part(range(16))], 16, 0.001)) for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
@@ -247,7 +248,6 @@ def test_tensorboard_is_named_where_it_is_missing(folder, tmp_path, monkeypatch)
 
 def test_the_benchmark_of_the_loop_counts_all_of_a_step(monkeypatch):
     """Images/s and shares of the real loop; what the network does not take is overhead."""
-    from sanbench.training import benchmark
 
     monkeypatch.setattr(benchmark, "STEPS", 2)
     configs = [configure(model, changes={"batch_size": 8}) for model in ("resnet26", "san10")]

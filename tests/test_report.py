@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.figures import budgets
 from sanbench.models import MODELS
-from sanbench.records import Store
 from sanbench.report import write_report
 from sanbench.report.cells import cell
+from sanbench.report.pictures import budgets
+from sanbench.store.files import Store
 from sanbench_cli.console import print_records
-from tests.made_records import attacked, record, store_with
+from tests.support.made_records import attacked, record, store_with
 
 
 def full(tmp_path):

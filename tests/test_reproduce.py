@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from tests.commands import sanbench, snapshot
+from sanbench.studies import presets as reproduce
+from tests.support.commands import sanbench, snapshot
 
 
 @pytest.fixture
 def small_presets(monkeypatch):
     """`reproduce` as it is, on narrow networks, few images and one budget."""
-    from sanbench import reproduce
 
     images = reproduce.load_dataset("fashion10k", "test")
     narrow = {"width": 0.5, "epochs": 1}

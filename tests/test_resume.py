@@ -13,10 +13,10 @@ import torch
 
 from sanbench.errors import InputError, Interrupted, SanbenchError
 from sanbench.models.checkpoints import read_checkpoint, weights_hash
-from sanbench.training.config import configure, reconfigure
+from sanbench.runs.config import configure, reconfigure
+from sanbench.runs.run import Run, differences, find_unfinished
 from sanbench.training.loop import train
-from sanbench.training.runs import Run, differences, find_unfinished
-from tests.processes import ENVIRONMENT, SANBENCH, started
+from tests.support.processes import ENVIRONMENT, SANBENCH, started
 
 CPU = torch.device("cpu")
 STEPS = 6  # an epoch
@@ -83,7 +83,7 @@ def test_a_kill_during_a_write_leaves_the_checkpoint_before(config, straight, tm
     code = f"""
 import os, torch
 from pathlib import Path
-from sanbench.training.config import TrainConfig
+from sanbench.runs.config import TrainConfig
 from sanbench.training.loop import train
 save, count = torch.save, []
 def dies(content, file):
@@ -137,7 +137,7 @@ def test_a_resume_with_other_settings_works_or_refuses_by_name(config, straight)
 def test_two_processes_do_not_train_one_run(config, straight):
     code = f"""
 from pathlib import Path
-from sanbench.training.runs import Run
+from sanbench.runs.run import Run
 with Run(Path({str(straight.folder)!r})).locked():
     print("locked", flush=True)
     input()

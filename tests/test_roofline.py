@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="tiles are those of the Triton kernels")
 
+from sanbench.bench.roofline import CHIPS, cost, halo, layer, roofline
 from sanbench.errors import InputError
-from sanbench.roofline import CHIPS, cost, halo, layer, roofline
 
 DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
 

@@ -9,10 +9,10 @@ from sanbench.data import Source, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation.loop import Identity, Perturbed, measure
 from sanbench.evaluation.rotations import Flip, Frame, Rotation, parse_angles, parse_order
-from sanbench.evaluation.subjects import Subject
 from sanbench.models import build_model
-from sanbench.records import Store
-from tests.small import measured
+from sanbench.runs.evaluated import EvaluatedModel
+from sanbench.store.files import Store
+from tests.support.quick_measurements import measured
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_an_equivariant_network_drops_exactly_nothing(images, tmp_path):
     """Pairwise attention without positions, with odd footprints: quarter turns change no prediction."""
     torch.manual_seed(0)
     model = build_model("san10", 3, width=0.25, position="none").eval()
-    equivariant = Subject(model, "w", "r", {}, {}, "s")
+    equivariant = EvaluatedModel(model, "w", "r", {}, {}, "s")
     records = measured(equivariant, images, Store(tmp_path), [Identity(), *map(Rotation, (90, 180, 270))])
     rows = [Store(tmp_path).rows(record) for record in records]
     for turned in rows[1:]:

@@ -14,11 +14,11 @@ from sanbench.data import load_dataset
 from sanbench.errors import InputError, SanbenchError
 from sanbench.models.checkpoints import load_model, read_checkpoint, save_checkpoint, weights_hash
 from sanbench.models.san import Block
+from sanbench.runs.config import RECIPES, Recipe, configure
+from sanbench.runs.run import Run, free_name, load_evaluated
 from sanbench.training.augment import Place, augment
-from sanbench.training.config import RECIPES, Recipe, configure
-from sanbench.training.distributed import ALONE
+from sanbench.training.distributed import SINGLE
 from sanbench.training.loop import train
-from sanbench.training.runs import Run, free_name, load_subjects
 from sanbench.training.state import Training
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_with_zero_init_every_block_begins_as_the_identity(name):
                 x = (x if block.downsample is None else block.downsample(x)).relu()
             found.append(torch.equal(x, output))
 
-        model = Training.build(configure(name, changes=changes), CPU, ALONE).model.eval()
+        model = Training.build(configure(name, changes=changes), CPU, SINGLE).model.eval()
         for module in model.modules():
             if isinstance(module, (Block, Bottleneck)):
                 module.register_forward_hook(look)
@@ -223,14 +223,14 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(san_run, tmp_path, monkeypa
 
 
 def test_subjects_are_runs_files_or_every_finished_run(runs, tmp_path):
-    assert [subject.run for subject in load_subjects([], runs)] == ["resnet26", "san10"]
-    by_name, by_file = load_subjects(["san10", str(runs / "san10" / "best.pt")], runs)
+    assert [evaluated.run for evaluated in load_evaluated([], runs)] == ["resnet26", "san10"]
+    by_name, by_file = load_evaluated(["san10", str(runs / "san10" / "best.pt")], runs)
     assert by_name.weights == by_file.weights
     assert by_name.training["seed"] == 0
     with pytest.raises(InputError, match="Did you mean 'san10'"):
-        load_subjects(["san1O"], runs)
+        load_evaluated(["san1O"], runs)
     unfinished = shutil.copytree(runs / "san10", tmp_path / "san10")
     lines = (unfinished / "metrics.jsonl").read_text().splitlines()
     (unfinished / "metrics.jsonl").write_text(json.dumps(json.loads(lines[0])) + "\n")
     with pytest.raises(InputError, match="no finished run"):
-        load_subjects([], tmp_path)
+        load_evaluated([], tmp_path)

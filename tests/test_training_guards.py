@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sanbench.errors import SanbenchError
+from sanbench.runs.config import configure
+from sanbench.runs.run import Run
 from sanbench.training import guards
-from sanbench.training.config import configure
 from sanbench.training.loop import train
-from sanbench.training.runs import Run
-from tests.commands import sanbench
+from tests.support.commands import sanbench
 
 CPU = torch.device("cpu")
 CHANGES = {"epochs": 2, "batch_size": 8, "lr": 0.01}

@@ -21,7 +21,7 @@ JPEG = b"\xff\xd8\xff"
 PIL_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
-class View(NamedTuple):
+class Region(NamedTuple):
     """A box in pixels of the file, and the height and width that it is resized to, with `interpolation` and antialiased.
 
     `coarse` allows a decoder to decode at a half, quarter or eighth of the resolution, as long as that covers `size`, and to
@@ -44,7 +44,7 @@ class View(NamedTuple):
         return next(n for n in (8, 4, 2, 1) if n == 1 or (self.height >= n * self.size[0] and self.width >= n * self.size[1]))
 
 
-Choose = Callable[[int, int], View]  # from a file's width and height
+Choose = Callable[[int, int], Region]  # from a file's width and height
 
 
 def read_pil(path: str, choose: Choose) -> Tensor:
@@ -60,14 +60,14 @@ def read_pil(path: str, choose: Choose) -> Tensor:
     return F.pil_to_tensor(F.resize(part, list(view.size), InterpolationMode(view.interpolation)))
 
 
-def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, View]:
+def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
     from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29: it may be gone
 
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
     return pixels, choose(pixels.shape[2], pixels.shape[1])
 
 
-def decode_turbo(data: bytes, choose: Choose) -> tuple[Tensor, View]:
+def decode_turbo(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
     """A reduced image where the view allows it, and the view in its pixels."""
     from simplejpeg import decode_jpeg, decode_jpeg_header
 
@@ -89,7 +89,7 @@ class Decoder:
     """`read(path, choose)` gives 3 x H x W, uint8; `packages` are what decides its pixels, `needs` a function's home."""
 
     packages: tuple[str, ...]
-    decode: Callable[[bytes, Choose], tuple[Tensor, View]] | None = None
+    decode: Callable[[bytes, Choose], tuple[Tensor, Region]] | None = None
     needs: tuple[str, str] = ("PIL.Image", "open")
 
     @property
@@ -108,7 +108,7 @@ class Decoder:
         part = pixels[None, :, view.top : view.top + view.height, view.left : view.left + view.width]
         return F.resize(part, list(view.size), InterpolationMode(view.interpolation), antialias=True)[0]
 
-    def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, View] | None:
+    def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, Region] | None:
         assert self.decode is not None
         try:
             with open(path, "rb") as file:
@@ -139,14 +139,14 @@ def find_decoder(name: str) -> Decoder:
     return DECODERS[name]
 
 
-def whole(width: int, height: int, side: int) -> View:
+def whole(width: int, height: int, side: int) -> Region:
     """The whole image with its shorter side resized to `side`."""
     shorter, longer = min(width, height), max(width, height)
     long_side = int(side * longer / shorter)
-    return View(0, 0, width, height, (side, long_side) if height <= width else (long_side, side))
+    return Region(0, 0, width, height, (side, long_side) if height <= width else (long_side, side))
 
 
-def random_box(generator: Any, width: int, height: int, side: int) -> View:
+def random_box(generator: Any, width: int, height: int, side: int) -> Region:
     """8 to 100% of the area with sides of 3:4 to 4:3, resized to a square: torchvision's RandomResizedCrop.
 
     Ten draws from the NumPy `generator`; if none fits into the image, the largest centred box of such sides.
@@ -156,6 +156,6 @@ def random_box(generator: Any, width: int, height: int, side: int) -> View:
         ratio = (4 / 3) ** (2 * logarithm - 1)
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            return View(int(across * (width - w + 1)), int(down * (height - h + 1)), w, h, (side, side), coarse=True)
+            return Region(int(across * (width - w + 1)), int(down * (height - h + 1)), w, h, (side, side), coarse=True)
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    return View((width - w) // 2, (height - h) // 2, w, h, (side, side), coarse=True)
+    return Region((width - w) // 2, (height - h) // 2, w, h, (side, side), coarse=True)

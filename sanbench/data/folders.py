@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sanbench.data.decoding import View, find_decoder, random_box, whole
+from sanbench.data.decoding import Region, find_decoder, random_box, whole
 from sanbench.data.imagenet import Layout, class_indices
 from sanbench.data.images import Images
 from sanbench.errors import InputError
@@ -140,8 +140,8 @@ class FolderImages(Images):
             return self.decode.read(path, lambda width, height: self.random_view(draw, width, height))
         return F.center_crop(self.decode.read(path, self.whole_view), [self.image_size + 2 * self.border])
 
-    def whole_view(self, width: int, height: int) -> View:
+    def whole_view(self, width: int, height: int) -> Region:
         return whole(width, height, self.resized_side)._replace(interpolation=self.interpolation)
 
-    def random_view(self, draw: int, width: int, height: int) -> View:
+    def random_view(self, draw: int, width: int, height: int) -> Region:
         return random_box(np.random.default_rng((self.seed, draw)), width, height, self.image_size)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from sanbench.errors import InputError, unknown
-from sanbench.evaluation.draws import image_seed, seeded
 from sanbench.evaluation.loop import Perturbation, Perturbed
+from sanbench.evaluation.rng import image_seed, seeded
 
 ORIGINAL = "as in the original benchmark"
 SIDE = 224  # to which the benchmark's lengths refer

@@ -13,11 +13,11 @@ from sanbench.data import Images, batches, dead_workers_named, default_workers, 
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.loop import Perturbation, Rows, measure, without_border
-from sanbench.evaluation.masking import all_flags, attack_flags, near_chance
 from sanbench.evaluation.processes import run_shards
-from sanbench.evaluation.subjects import Subject
+from sanbench.evaluation.sanity_checks import all_flags, attack_flags, near_chance
 from sanbench.progress import Progress, Report, silent
-from sanbench.records import Measurement, Record, Store
+from sanbench.runs.evaluated import EvaluatedModel
+from sanbench.store.files import Measurement, Record, Store
 
 PART = 256  # images between two points from which an interrupted measurement goes on
 
@@ -39,7 +39,7 @@ class Protocol:
 
 
 def evaluate(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     images: Images,
     perturbations: Sequence[Perturbation],
     store: Store,
@@ -52,9 +52,10 @@ def evaluate(
     All perturbations of an image are applied to one reading of it. What is interrupted goes on at the next part of
     `PART` images. Raises InputError if the network has other classes than the images.
     """
-    if len(images.classes) != subject.model.spec.num_classes:
+    if len(images.classes) != evaluated.model.spec.num_classes:
         raise InputError(
-            f"{images.name} has {len(images.classes)} classes, but {subject.run} tells {subject.model.spec.num_classes} apart."
+            f"{images.name} has {len(images.classes)} classes, but "
+            f"{evaluated.run} tells {evaluated.model.spec.num_classes} apart."
         )
     store.check_writable()
     images.border = max((getattr(perturbation, "border", 0) for perturbation in perturbations), default=0)
@@ -72,8 +73,8 @@ def evaluate(
     conditions = [
         Condition(
             Measurement(
-                model=subject.model.spec.label,
-                weights=subject.weights,
+                model=evaluated.model.spec.label,
+                weights=evaluated.weights,
                 data=data,
                 experiment=perturbation.experiment,
                 setting=perturbation.setting,
@@ -89,16 +90,16 @@ def evaluate(
     parts = {n: chosen[start : start + PART] for n, start in enumerate(range(0, len(chosen), PART))}
     missing = [condition for condition in conditions if records[condition.measurement.key] is None]
     rest = {n: part for n, part in parts.items() if not all(store.has_part(m, n) for m, _ in missing)}
-    job = Job(subject, images, missing, store, protocol)
+    job = Job(evaluated, images, missing, store, protocol)
     if protocol.nproc > 1 and len(rest) > 1:
         measure_in_processes(job, rest, device, progress)
     else:
         measure_parts(job, rest, device, progress)
     if protocol.save_images:
         unseen = [c for c in conditions if c not in missing and not store.has_pictures(c.measurement)]
-        redraw(Job(subject, images, unseen, store, protocol), chosen[: protocol.save_images], device)
+        redraw(Job(evaluated, images, unseen, store, protocol), chosen[: protocol.save_images], device)
     for measurement, _ in missing:
-        records[measurement.key] = finish(measurement, subject, images, chosen, len(parts), store, device)
+        records[measurement.key] = finish(measurement, evaluated, images, chosen, len(parts), store, device)
     return flagged([record for record in records.values() if record is not None], store)
 
 
@@ -122,7 +123,7 @@ class Condition(NamedTuple):
 class Job:
     """What is to be measured, as one process needs it."""
 
-    subject: Subject
+    evaluated: EvaluatedModel
     images: Images
     conditions: list[Condition]
     store: Store
@@ -134,30 +135,30 @@ def measure_parts(job: Job, parts: Mapping[int, list[int]], device: torch.device
     needed = {n: [c for c in job.conditions if not job.store.has_part(c.measurement, n)] for n in parts}
     reader = batches(job.images, list(parts.values()), job.protocol.workers)
     stream = ((batch, [c.perturbation for c in needed[n]]) for batch, n in zip(reader, parts, strict=True))
-    outcomes = measure(job.subject.model, stream, device, job.protocol.batch_size)
+    outcomes = measure(job.evaluated.model, stream, device, job.protocol.batch_size)
     with dead_workers_named():
         for done, (part, outcome) in enumerate(zip(parts, outcomes, strict=True), start=1):
             for condition, rows in zip(needed[part], outcome, strict=True):
                 save_examples(job, condition.measurement, part, rows)
                 job.store.write_part(condition.measurement, part, rows.frame, rows.seconds, rows.perturbed.places)
-            progress(Progress(f"{job.subject.run} {job.images.name}", done, len(parts)))
+            progress(Progress(f"{job.evaluated.run} {job.images.name}", done, len(parts)))
 
 
 def measure_in_processes(job: Job, parts: Mapping[int, list[int]], device: torch.device, progress: Report) -> None:
     """The same by several processes: each takes every n-th part, so no image is padded or repeated."""
     numbers = list(parts)
     shards = [{n: parts[n] for n in numbers[rank :: job.protocol.nproc]} for rank in range(job.protocol.nproc)]
-    job.subject.model.cpu()
+    job.evaluated.model.cpu()
     workers = default_workers(job.images, job.protocol.nproc) if job.protocol.workers is None else job.protocol.workers
     job = replace(job, protocol=replace(job.protocol, workers=workers))
     run_shards(
-        measure_shard, job, [shard for shard in shards if shard], device, progress, f"{job.subject.run} {job.images.name}"
+        measure_shard, job, [shard for shard in shards if shard], device, progress, f"{job.evaluated.run} {job.images.name}"
     )
-    job.subject.model.to(device)
+    job.evaluated.model.to(device)
 
 
 def measure_shard(job: Job, shard: Mapping[int, list[int]], device: torch.device) -> None:
-    job.subject.model.to(device)
+    job.evaluated.model.to(device)
     measure_parts(job, shard, device)
 
 
@@ -165,7 +166,7 @@ def redraw(job: Job, indices: list[int], device: torch.device) -> None:
     """Examples of what was measured before without them: they depend on the image alone, so they are the same."""
     attacks = [c for c in job.conditions if c.measurement.experiment in ("attack", "transfer")]
     stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(job.images, [indices] if attacks else [], 0))
-    for outcome in measure(job.subject.model, stream, device, job.protocol.batch_size):
+    for outcome in measure(job.evaluated.model, stream, device, job.protocol.batch_size):
         for condition, rows in zip(attacks, outcome, strict=True):
             save_examples(job, condition.measurement, 0, rows)
 
@@ -194,7 +195,7 @@ def save_examples(job: Job, measurement: Measurement, part: int, rows: Rows) -> 
 
 def finish(
     measurement: Measurement,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     images: Images,
     chosen: list[int],
     parts: int,
@@ -212,12 +213,12 @@ def finish(
         flags = attack_flags(rows, measurement.setting)
     record = Record(
         **measurement.model_dump(),
-        run=subject.run,
+        run=evaluated.run,
         counts=count(rows, measurement.setting.get("members", [])) | ({"places": places} if places else {}),
         extremes={norm: float(rows[norm].max()) for norm in ("linf", "l2") if norm in rows},
-        training=subject.training,
-        selection=subject.selection,
-        normalisation={name: list(getattr(subject.model.spec, name)) for name in ("mean", "std")},
+        training=evaluated.training,
+        selection=evaluated.selection,
+        normalisation={name: list(getattr(evaluated.model.spec, name)) for name in ("mean", "std")},
         classes=images.classes,
         flags=flags,
         versions=versions(),

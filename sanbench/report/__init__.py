@@ -7,18 +7,18 @@ import pandas as pd
 
 from sanbench.errors import unknown
 from sanbench.evaluation.statistics import wilson
-from sanbench.figures import SWEEPS, draw_cost, draw_robustness, sweeps
 from sanbench.models import MODELS
-from sanbench.records import Record, Store
 from sanbench.report.accuracy import accuracy_section, per_class_section
 from sanbench.report.attacks import attack_section, transfer_section
 from sanbench.report.cells import Rows
 from sanbench.report.comparisons import comparison_section
 from sanbench.report.corruptions import corruption_section
 from sanbench.report.cost import COST_PICTURE, cost_section
+from sanbench.report.pictures import SWEEPS, draw_cost, draw_robustness, sweeps
 from sanbench.report.provenance import provenance_section
 from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
 from sanbench.report.rotations import rotation_section
+from sanbench.store.files import Record, Store
 
 FORMATS = (*DOCUMENTS, "csv")
 SECTIONS = (

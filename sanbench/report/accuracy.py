@@ -6,9 +6,9 @@ import pandas as pd
 
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
-from sanbench.records import Record
 from sanbench.report.cells import Rows, cell, footmarks, footnotes, identity, marked, top1
 from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.store.files import Record
 
 CLASSES_SHOWN = 20  # a table with more columns is for a CSV reader
 ENDS_SHOWN = 5

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.records import Record
 from sanbench.report.cells import Rows, by_subject, cell, footmarks, footnotes, identity, marked, norm, subject
 from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.store.files import Record
 
 
 def budget(text: str) -> float:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from sanbench.evaluation.masking import FLAGS
+from sanbench.evaluation.sanity_checks import FLAGS
 from sanbench.evaluation.statistics import Proportion, wilson
-from sanbench.records import Record
 from sanbench.report.rendering import Block, Text
+from sanbench.store.files import Record
 
 Rows = Callable[[Record], pd.DataFrame]
 View = tuple[tuple[str, Any], ...]

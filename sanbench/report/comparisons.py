@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from sanbench.evaluation.statistics import holm, paired_difference
 from sanbench.models import MODELS
-from sanbench.records import Record
 from sanbench.report.attacks import still_right
 from sanbench.report.cells import Rows, condition, identity
 from sanbench.report.rendering import Block, Bold, Heading, Table, Text
+from sanbench.store.files import Record
 
 LEVEL = 0.05
 TITLES = {

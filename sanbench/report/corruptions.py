@@ -7,9 +7,9 @@ from typing import Any
 from sanbench.evaluation.corruptions import ORIGINAL
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
-from sanbench.records import Record
 from sanbench.report.cells import Rows, by_subject, cell, identity, top1
 from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.store.files import Record
 
 
 def corruption_section(group: Sequence[Record], rows: Rows) -> list[Block]:

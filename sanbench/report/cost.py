@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from sanbench.figures import SWEEPS, sweeps
-from sanbench.records import Benchmark
+from sanbench.report.pictures import SWEEPS, sweeps
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
+from sanbench.store.files import Benchmark
 
 COST_PICTURE = "cost.png"
 

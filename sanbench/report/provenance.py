@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from sanbench.records import Record
 from sanbench.report.cells import Rows
 from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.store.files import Record
 
 
 def trained(record: Record) -> dict[str, str]:

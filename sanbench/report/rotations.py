@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from sanbench.records import Record
 from sanbench.report.cells import Rows, View, by_subject, cell, identity, subject, top1, turned, view, view_name
 from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.store.files import Record
 
 WIDEST = 8  # angles in columns
 

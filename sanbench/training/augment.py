@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sanbench.data import Batch
-from sanbench.training.config import Recipe
+from sanbench.runs.config import Recipe
 
 
 class Place(NamedTuple):

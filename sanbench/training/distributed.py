@@ -19,7 +19,7 @@ FAREWELL = 120  # seconds that processes have to save
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of one training. Every method but `share` is called by all of them at the same point."""
 
     rank: int = 0
@@ -85,7 +85,7 @@ class Team:
         return outcome[0]
 
 
-ALONE = Team()
+SINGLE = ProcessGroup()
 
 
 def is_launched() -> bool:
@@ -94,17 +94,17 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
-    """The team that this process was started for, and its own device: gloo on the CPU, nccl on CUDA."""
+def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
+    """The group that this process was started for, and its own device: gloo on the CPU, nccl on CUDA."""
     if not is_launched():
-        yield ALONE, device
+        yield SINGLE, device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Team(dist.get_rank(), dist.get_world_size()), device
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
 

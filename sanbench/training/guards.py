@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sanbench.data import Images
-from sanbench.training.runs import Run
+from sanbench.runs.run import Run
 from sanbench.training.state import Training
 
 MAY_SKIP = 0.001  # of the images
@@ -23,7 +23,7 @@ class Watch:
     def look(self, training: Training) -> None:
         """All processes call it. Raises SanbenchError on all of them if one has met a fault; gathers the totals."""
         training.gather()
-        training.team.fail(self.infinite(training) or self.skipped(training))
+        training.group.fail(self.infinite(training) or self.skipped(training))
         self.recent.clear()
 
     def infinite(self, training: Training) -> str | None:

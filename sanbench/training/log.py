@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any
 
 from sanbench.errors import InputError
-from sanbench.training.runs import Run
+from sanbench.runs.run import Run
 
 
 class Log:

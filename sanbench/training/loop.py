@@ -16,14 +16,14 @@ from sanbench.errors import Interrupted, UnreadableImage
 from sanbench.evaluation.loop import Identity, measure
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.progress import Progress, Report, silent
+from sanbench.runs.config import Recipe, TrainConfig
+from sanbench.runs.run import Run
 from sanbench.training.augment import Place, Ready, prepare
-from sanbench.training.config import Recipe, TrainConfig
-from sanbench.training.distributed import ALONE, Team
+from sanbench.training.distributed import SINGLE, ProcessGroup
 from sanbench.training.guards import Watch
 from sanbench.training.interruption import Interruption
 from sanbench.training.log import Log, check_tensorboard
 from sanbench.training.profile import Profile
-from sanbench.training.runs import Run
 from sanbench.training.state import Training
 
 LOG_EVERY = 10  # steps between two looks at the loss: looking makes the host wait for the device
@@ -36,28 +36,28 @@ def train(
     progress: Report = silent,
     *,
     resume: bool = False,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE,
     profile: int = 0,
 ) -> Run:
     """Train a network and keep it in `folder`, which must be new, or with `resume` go on with what is there.
 
     With `profile` a trace of so many steps goes to trace.json.gz in `folder`, and their shares of time to metrics.jsonl.
 
-    Every process of the `team` calls it. Raises InputError if the folder is taken or the images are missing, SanbenchError
+    Every process of the `group` calls it. Raises InputError if the folder is taken or the images are missing, SanbenchError
     if the loss is not finite or images cannot be read, Interrupted when a signal asked to stop and the state is saved.
     """
     images = load_dataset(config.data, "train", config.source)
     validation = load_dataset(config.data, "validation", config.source)
     images.seed = config.seed
-    team.check(config.recipe.batch_size, config.accumulate)
+    group.check(config.recipe.batch_size, config.accumulate)
     check_tensorboard(config.tensorboard)
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": len(images.classes)})})
     run = Run(folder)
     with ExitStack() as held, Interruption() as asked:
-        team.lead(lambda: run.open(config, resume, held))
+        group.lead(lambda: run.open(config, resume, held))
         if not run.is_finished():
-            loop = Loop(config, run, images, validation, device, progress, team, asked)
-            if profile and team.leads:
+            loop = Loop(config, run, images, validation, device, progress, group, asked)
+            if profile and group.leads:
                 loop.profile = Profile(profile, run.trace, loop.training.clock)
                 held.callback(loop.profile.close)
             with dead_workers_named():
@@ -80,7 +80,7 @@ class Loop:
         validation: Images,
         device: torch.device,
         progress: Report,
-        team: Team,
+        group: ProcessGroup,
         asked: Interruption,
     ) -> None:
         self.config, self.recipe, self.run = config, config.recipe, run
@@ -88,9 +88,9 @@ class Loop:
         self.reader, self.validation_reader = (
             Loader(split, config.workers, config.skip_bad_images) for split in (images, validation)
         )
-        self.progress, self.team, self.asked = progress, team, asked
+        self.progress, self.group, self.asked = progress, group, asked
         self.steps = steps_per_epoch(len(images), config.recipe)
-        self.training = Training.build(config, device, team)
+        self.training = Training.build(config, device, group)
         self.watch = Watch(images, run)
         if run.resume.is_file():
             self.training.load(run.resume)
@@ -98,9 +98,9 @@ class Loop:
         self.began = time.perf_counter() - self.training.seconds
         self.log: Log | None = None
         self.profile: Profile | None = None
-        if team.leads:
+        if group.leads:
             run.rewind(self.training.epoch, self.training.step)
-            run.start_line(self.training.epoch, self.training.step, team.size, describe(device))
+            run.start_line(self.training.epoch, self.training.step, group.size, describe(device))
             self.log = Log(run, config.tensorboard, self.steps)
 
     def run_all(self) -> None:
@@ -118,9 +118,9 @@ class Loop:
             with training.clock("data"):
                 parts, sentence = self.read(places, stream)
             waited += time.perf_counter() - asked
-            stop, save, failed = self.team.any(bool(self.asked), self.is_due(), sentence is not None)
+            stop, save, failed = self.group.any(bool(self.asked), self.is_due(), sentence is not None)
             if failed:
-                self.team.fail(sentence, UnreadableImage)
+                self.group.fail(sentence, UnreadableImage)
             if stop or save:
                 self.save()
             if stop:
@@ -154,7 +154,7 @@ class Loop:
         places = [
             [
                 Place(self.config.seed, epoch, step, part, len(chunk))
-                for part in self.team.share(len(chunk), self.config.accumulate)
+                for part in self.group.share(len(chunk), self.config.accumulate)
             ]
             for step, chunk in enumerate(chunks, first)
         ]
@@ -181,7 +181,7 @@ class Loop:
         return parts, None
 
     def is_due(self) -> bool:
-        return self.team.leads and time.monotonic() - self.saved > 60 * self.config.save_minutes
+        return self.group.leads and time.monotonic() - self.saved > 60 * self.config.save_minutes
 
     def save(self) -> None:
         """The state after the last step, in one file, whole or not at all."""
@@ -191,7 +191,7 @@ class Loop:
     def write(self) -> None:
         self.saved = time.monotonic()
         self.training.seconds = time.perf_counter() - self.began
-        if self.team.leads:
+        if self.group.leads:
             self.training.write(self.run.resume)
 
     def leave(self) -> None:
@@ -234,7 +234,7 @@ class Loop:
         training.totals.zero_()
         if training.epoch < self.recipe.epochs:
             self.write()
-        elif self.team.leads:
+        elif self.group.leads:
             self.run.resume.unlink(missing_ok=True)
 
     def keep(self, name: str) -> None:
@@ -255,7 +255,7 @@ class Loop:
     def validate(self) -> tuple[float, int]:
         """Top-1 in [0, 1] and the number of images, by the one evaluation loop: each image once, by one process."""
         size, count = self.recipe.batch_size, len(self.validation)
-        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)][self.team.rank :: self.team.size]
+        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)][self.group.rank :: self.group.size]
         found = torch.zeros(2, dtype=torch.float64, device=self.training.device)
         sentence = None
         stream = self.validation_reader.read(chunks)
@@ -268,8 +268,8 @@ class Loop:
                     self.leave()
         except UnreadableImage as error:
             sentence = str(error)
-        self.team.fail(sentence, UnreadableImage)
-        correct, seen = self.team.total(found).tolist()
+        self.group.fail(sentence, UnreadableImage)
+        correct, seen = self.group.total(found).tolist()
         return correct / max(seen, 1), int(seen)
 
 

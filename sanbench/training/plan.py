@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sanbench.data import Images
 from sanbench.models import build_model
-from sanbench.training.config import TrainConfig
+from sanbench.runs.config import TrainConfig
 from sanbench.training.loop import steps_per_epoch
 
 STATE = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter

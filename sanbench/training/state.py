@@ -15,9 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sanbench.models import Classifier, build_model, zero_residuals
 from sanbench.models.checkpoints import read_checkpoint, write_whole
 from sanbench.models.normalisation import synchronise
+from sanbench.runs.config import Recipe, TrainConfig
 from sanbench.training.augment import Ready
-from sanbench.training.config import Recipe, TrainConfig
-from sanbench.training.distributed import Team
+from sanbench.training.distributed import ProcessGroup
 from sanbench.training.profile import Stopwatch
 
 FORMAT = "sanbench training 1"
@@ -45,7 +45,7 @@ class Training:
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     recipe: Recipe
-    team: Team
+    group: ProcessGroup
     device: torch.device
     dtype: torch.dtype
     totals: Tensor
@@ -56,7 +56,7 @@ class Training:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
-    def build(cls, config: TrainConfig, device: torch.device, team: Team) -> "Training":
+    def build(cls, config: TrainConfig, device: torch.device, group: ProcessGroup) -> "Training":
         """Fresh weights drawn from the seed."""
         spec, recipe = config.model, config.recipe
         with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,7 @@ class Training:
             model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
         if recipe.zero_init:
             zero_residuals(model)
-        if recipe.sync_bn and team.size > 1:
+        if recipe.sync_bn and group.size > 1:
             synchronise(model)
         on_gpu = device.type == "cuda"
         model.to(device)
@@ -75,14 +75,14 @@ class Training:
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
         parallel: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]  # typed as a function
-        if team.size > 1:
+        if group.size > 1:
             parallel = DistributedDataParallel(parallel, device_ids=[device.index] if on_gpu else None)
         dtype = precision(config, device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
         totals = torch.zeros(4, dtype=torch.float64, device=device)
         optimizer = make_optimizer(model, recipe, fused=device.type in FUSED)
-        return cls(model, parallel, optimizer, scaler, ema, recipe, team, device, dtype, totals)
+        return cls(model, parallel, optimizer, scaler, ema, recipe, group, device, dtype, totals)
 
     @property
     def evaluated(self) -> Classifier:
@@ -105,7 +105,7 @@ class Training:
                     logits = self.parallel(part.pixels)
                     own = F.cross_entropy(logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum")
                 with self.clock("backward"):  # processes average their gradients: times their number, it is the sum
-                    self.scaler.scale(own * (self.team.size / count)).backward()
+                    self.scaler.scale(own * (self.group.size / count)).backward()
             loss += own.detach()
             self.totals[1] += (logits.detach().argmax(1) == part.labels).sum()
         with self.clock("optimizer"):
@@ -124,8 +124,8 @@ class Training:
 
     def gather(self) -> None:
         """All processes call it: what they have counted goes to the first."""
-        total = self.team.total(self.totals)
-        self.totals.copy_(total) if self.team.leads else self.totals.zero_()
+        total = self.group.total(self.totals)
+        self.totals.copy_(total) if self.group.leads else self.totals.zero_()
 
     def write(self, path: Path) -> None:
         """The first process calls it, after `gather`. Raises SanbenchError as `write_whole`; the old file is whole then."""
@@ -140,7 +140,7 @@ class Training:
             part.load_state_dict(content[name])
         for name in ("epoch", "step", "best", "seconds"):
             setattr(self, name, content[name])
-        if self.team.leads:  # they are what all processes had counted together
+        if self.group.leads:  # they are what all processes had counted together
             self.totals.copy_(content["totals"])
 
     def _parts(self) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""What reading images costs: `sanbench bench data`, against torchvision's ImageFolder with PIL in the same run."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from sanbench.data import Loader, Source, Split, load_dataset
+from sanbench.data.decoding import Region, find_decoder
+from sanbench.data.folders import SUFFIXES
+from sanbench.errors import InputError
+from sanbench.progress import Progress, Report, silent
+from sanbench.training.augment import Place, augment
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 96  # ImageNet's most frequent size; about its bytes an image
+BATCH, SIDE = 32, 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REFERENCE = "ImageFolder, PIL"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second on one core: the median of n rounds. `ratio` to the reference of its part: median and range of rounds."""
+
+    part: str
+    reader: str
+    images_per_second: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    speeds: list[Speed]
+    images: int
+    kilobytes: float  # mean size of a file
+    n: int
+
+
+def measure_reading(
+    photographs: Path, decoders: Sequence[str], images: int = 200, n: int = 5, progress: Report = silent
+) -> Measured:
+    """Time each decoder alone on one thread, and the whole pipeline with one process that reads, in turn.
+
+    They read `images` JPEG files of 500 x 375, cut from the `photographs`, a folder of image files. `training` and
+    `evaluation` give what a reading process delivers: ours uint8, the reference normalised floats; `training + device` adds
+    what is left for the device to do with ours, done by this process on the CPU. Raises InputError for a folder without
+    photographs, and for n or images below 1.
+    """
+    if n < 1 or images < 1:
+        raise InputError(f"n {n} and images {images} are not accepted: both must be at least 1.")
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        size = make_photographs(photographs, Path(folder), images)
+        jobs = {(part, reader): job for part, reader, job in list_jobs(Path(folder), decoders)}
+        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
+        for turn in range(n + 1):  # the first warms up
+            for done, (key, job) in enumerate(jobs.items()):
+                started = time.perf_counter()
+                job()
+                if turn:
+                    seconds[key].append(time.perf_counter() - started)
+                progress(Progress("bench data", turn * len(jobs) + done + 1, (n + 1) * len(jobs)))
+    return Measured([speed(key, seconds, images) for key in jobs], images, size / 1000, n)
+
+
+def speed(key: tuple[str, str], seconds: dict[tuple[str, str], list[float]], images: int) -> Speed:
+    part, reader = key
+    reference = seconds[next(other for other in seconds if other[0] == part.split(" +")[0])]
+    ratios = [theirs / own for own, theirs in zip(seconds[key], reference, strict=True)]
+    return Speed(part, reader, images / statistics.median(seconds[key]), statistics.median(ratios), min(ratios), max(ratios))
+
+
+def make_photographs(source: Path, root: Path, count: int) -> float:
+    """`count` JPEG files under root/train/0 and root/val/0, each another cut of a photograph; the mean size in bytes."""
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
+    photographs = []
+    for path in found:
+        with Image.open(path) as file:
+            if min(file.size) >= HEIGHT:
+                photographs.append(file.convert("RGB"))
+    if not photographs:
+        raise InputError(f"{source} holds no photographs of at least {HEIGHT} pixels a side: name a folder that does.")
+    place = root / "train" / "0"
+    place.mkdir(parents=True)
+    (root / "val").symlink_to(root / "train")
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        scale = min(photograph.width / WIDTH, photograph.height / HEIGHT)
+        width, height = int(WIDTH * scale), int(HEIGHT * scale)
+        left, top = (int(generator.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height))
+        cut = photograph.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, (left, top, left + width, top + height))
+        cut.save(place / f"{number:05d}.jpg", quality=QUALITY)
+    return statistics.mean(path.stat().st_size for path in place.iterdir())
+
+
+def list_jobs(root: Path, decoders: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """(part, reader, job), the reference of a part first; a job reads all images once, in one process that stays."""
+    files = [str(path) for path in sorted((root / "train" / "0").iterdir())]
+    chunks = [list(range(start, min(start + BATCH, len(files)))) for start in range(0, len(files), BATCH)]
+
+    def decode(name: str) -> Callable[[], Any]:
+        decoder = find_decoder(name)
+        return lambda: [decoder.read(path, lambda w, h: Region(0, 0, w, h, (h, w))) for path in files]
+
+    def load(name: str, split: Split, use: Callable[[Tensor], Any]) -> Callable[[], Any]:
+        loader = Loader(load_dataset(f"folder:{root}", split, Source(decoder=name)), workers=1)
+        return lambda: [use(batch.images) for batch in loader.read(chunks)]
+
+    for name in dict.fromkeys(["pil", *decoders]):
+        yield "decoding", name, decode(name)
+    yield "training", REFERENCE, reference(root, chunks, [v2.RandomResizedCrop(SIDE), v2.RandomHorizontalFlip()])
+    for name in decoders:
+        yield "training", name, load(name, "train", len)
+        yield "training + device", name, load(name, "train", on_device)
+    yield "evaluation", REFERENCE, reference(root, chunks, [v2.Resize(256), v2.CenterCrop(SIDE)])
+    for name in decoders:
+        yield "evaluation", name, load(name, "test", len)
+
+
+def reference(root: Path, chunks: list[list[int]], crop: list[v2.Transform]) -> Callable[[], Any]:
+    """As torchvision's reference scripts read ImageNet with their PIL backend."""
+    convert = [v2.PILToTensor(), v2.ToDtype(torch.float, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
+    folder = ImageFolder(str(root / "train"), v2.Compose([*crop, *convert]))
+    loader = DataLoader(folder, batch_sampler=chunks, num_workers=1, persistent_workers=True)
+    return lambda: [len(images) for images, _ in loader]
+
+
+def on_device(images: Tensor) -> Tensor:
+    place = Place(0, 0, 0, range(len(images)), len(images))
+    return F.normalize(augment(images, place, 0), list(MEAN), list(STD))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def photographs_here() -> Path:
+    """The 20 ImageNet photographs that the test extra `foolbox` ships. Raises InputError without it."""
+    from importlib.util import find_spec
+
+    found = find_spec("foolbox")
+    if found is None or found.origin is None:
+        raise InputError("Name a folder of photographs, or pip install foolbox, which ships 20 of ImageNet's.")
+    return Path(os.path.dirname(found.origin)) / "data"

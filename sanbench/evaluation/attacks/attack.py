@@ -1,0 +1,188 @@
+"""An attack as a perturbation: which images are attacked, how often, and what is kept of it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sanbench.errors import InputError
+from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
+from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
+from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
+from sanbench.evaluation.loop import Perturbed
+from sanbench.evaluation.rng import image_seed, per_image_random
+from sanbench.evaluation.sanity_checks import CONTROLS, probability_like
+
+
+def parameters(name: str, config: AttackConfig) -> dict[str, Any]:
+    """What decides the attack beside norm and budget."""
+    shown = {field: getattr(config, field) for field in ATTACKS[name].shown}
+    if "step_size" in shown:
+        shown["step_size"] = budget_text(config.step_size)
+    return shown | dict(ATTACKS[name].about)
+
+
+class Source(NamedTuple):
+    """The network that examples are made on, where it is not the one they are scored on."""
+
+    model: nn.Module
+    label: str
+    weights: str
+
+
+class Attack:
+    """The attack `name` on `model`: every round of it on the images that are still right, the worst case of each kept.
+
+    Images that the network has wrong are not robust already and are not attacked. An image leaves at the first query inside
+    the budget that does what is aimed at, and its place in the batch goes to the next that stands (see `QueriedModel`).
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, source: Source | None = None
+    ) -> None:
+        self.name, self.model, self.config, self.batch_size, self.source = name, model, config, batch_size, source
+        self.sizes: list[tuple[int, bool]] = []
+        if source is not None and not ATTACKS[name].transfers:
+            accepted = ", ".join(other for other, entry in ATTACKS.items() if entry.transfers)
+            raise InputError(
+                f"attack {name!r} is not accepted with a source: it looks for the nearest example or the first that works, "
+                f"not the strongest. Accepted are {accepted}."
+            )
+
+    @property
+    def experiment(self) -> str:
+        return "attack" if self.source is None else "transfer"
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        entry, config = ATTACKS[self.name], self.config
+        setting: dict[str, Any] = {"attack": self.name, "norm": config.norm, "eps": budget_text(config.eps)}
+        setting |= parameters(self.name, config)
+        for member in entry.members:
+            setting[member] = parameters(member, member_config(member, config))
+        setting |= {"attacked": "images right before, until they fall", "seed": config.seed}
+        if self.source is not None:
+            setting |= {"source": self.source.label, "source_weights": self.source.weights}
+            setting["attacked"] = "images that the source has right, all steps"
+        return setting
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+        columns = {name: torch.zeros_like(labels) for name in SPENT}
+        before = len(self.sizes)
+        clean = self.clean(self.model, images, columns)
+        victim = self.model if self.source is None else self.source.model
+        logits = clean if self.source is None else self.clean(victim, images, columns)
+        entry = ATTACKS[self.name]
+        target = self.choose_targets(logits, labels, indices) if entry.aimed else None
+        left = logits.argmax(1) != labels
+        fell, member = left.clone(), torch.full_like(labels, -1)
+        adversarial = images.clone()
+        for turn in self.rounds(logits.shape[1]) if self.config.eps else []:
+            rows = (~left).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            aim = self.aim(turn, None if target is None else target[rows])
+            queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
+            made = run_round(queried, turn, indices[rows.cpu()])
+            for name in SPENT:
+                columns[name][rows] += queried.spent[name]
+            self.sizes += queried.sizes
+            better = queried.left | ~fell[rows]
+            adversarial[rows[better]] = made[better]
+            member[rows[queried.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
+            fell[rows] |= queried.fallen
+            left[rows] |= queried.left
+        columns |= {"clean_prediction": clean.argmax(1)} | self.controls(victim, images, logits, columns)
+        columns |= {} if target is None else {"target": target}
+        columns |= {"member": member} if entry.members else {}
+        perturbed = self.checked(images, adversarial, columns)
+        batches = len(self.sizes) - before + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
+        return perturbed._replace(places=batches * self.batch_size)
+
+    def rounds(self, classes: int) -> Iterable[Round]:
+        """In order. Raises InputError for too few classes."""
+        for name in ATTACKS[self.name].members or (self.name,):
+            entry, config = ATTACKS[name], member_config(name, self.config) if name != self.name else self.config
+            fewest = max(entry.fewest_classes, ATTACKS[self.name].fewest_classes)
+            if classes < fewest:
+                raise InputError(f"attack {self.name!r} needs {fewest} classes; the network tells {classes} apart.")
+            for target in range(2, 2 + min(config.targets, classes - 1) if entry.targets else 3):
+                for restart in range(config.restarts):
+                    yield Round(name, config, restart, target)
+
+    def aim(self, turn: Round, target: Tensor | None) -> Aim:
+        config = self.config
+        return Aim(config.norm, float(config.eps), ATTACKS[turn.attack].bounded, target, leaves=self.source is None)
+
+    def choose_targets(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """A class other than the label for each image: N."""
+        classes = logits.shape[1]
+        if classes < 2:
+            raise InputError("A targeted attack needs at least two classes.")
+        if self.config.target == "least-likely":
+            return logits.scatter(1, labels[:, None], torch.inf).argmin(1)
+        if self.config.target == "next":
+            return (labels + 1) % classes
+        draws = [np.random.default_rng(image_seed(self.config.seed, int(i), "target")).integers(1, classes) for i in indices]
+        return (labels + torch.tensor(draws, device=labels.device)) % classes
+
+    def clean(self, model: nn.Module, images: Tensor, columns: dict[str, Tensor]) -> Tensor:
+        columns["forward_passes"] += 1
+        return self.look(model, images)
+
+    @torch.no_grad()
+    def look(self, model: nn.Module, images: Tensor) -> Tensor:
+        self.sizes += [(len(chunk), False) for chunk in images.split(self.batch_size)]
+        return torch.cat([model(chunk) for chunk in images.split(self.batch_size)])
+
+    def controls(self, model: nn.Module, images: Tensor, logits: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What gives a mask away: logits that differ between identical runs (of a few images), or that are probabilities."""
+        again = self.look(model, images[:CONTROLS])
+        columns["forward_passes"][:CONTROLS] += 1
+        varies = torch.zeros_like(logits[:, 0], dtype=torch.bool)
+        varies[:CONTROLS] = ((again - logits[:CONTROLS]).abs() > VARIATION * logits[:CONTROLS].abs().clamp(min=1)).any(1)
+        return {"varies": varies, "probabilities": probability_like(logits)}
+
+    def checked(self, images: Tensor, adversarial: Tensor, columns: dict[str, Tensor]) -> Perturbed:
+        """Budget, box and NaN in float64, then the same examples as 8-bit images, scored."""
+        norm, eps = self.config.norm, float(self.config.eps)
+        found = check_budget(images, adversarial, eps, self.name, norm)
+        rounded = in_eight_bits(images, adversarial, eps, norm)
+        columns["forward_passes"] += 2  # as it is and in 8 bits
+        eight = self.look(self.model, rounded).argmax(1)
+        return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
+
+
+SPENT = ("forward_passes", "backward_passes", "dead_gradients")
+
+
+def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
+    """What fell, and for the others what the attack ended with (the image itself where that may lie outside the ball)."""
+    kept = queried.images
+    with torch.enable_grad(), per_image_random(turn.config.seed, indices, stream(turn), turn.restart, queried.rows):
+        try:
+            final = ATTACKS[turn.attack].run(queried, turn).detach()
+            if not queried.aim.leaves:
+                return final
+            kept = final if queried.aim.bounded else queried.images
+        except AllFallen:
+            pass
+    return torch.where(queried.fallen[:, None, None, None], queried.adversarial, kept)
+
+
+def stream(turn: Round) -> str:
+    """Of a member of `standard` the same as of the attack alone."""
+    return f"{turn.attack} {turn.target}"
+
+
+def number(members: Sequence[str], name: str) -> int:
+    return members.index(name) if name in members else -1
+
+
+def bind(
+    model: nn.Module, attacks: Sequence[tuple[str, AttackConfig]], batch_size: int = 64, source: Source | None = None
+) -> list[Attack]:
+    """The attacks as perturbations of images for `model`."""
+    return [Attack(name, model, config, batch_size, source) for name, config in attacks]

@@ -1,0 +1,152 @@
+"""The network as an attack sees it: counts its passes, keeps what falls, and spends nothing on images that have fallen."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sanbench.errors import SanbenchError
+from sanbench.evaluation.attacks.budget import TOLERANCE, distance, inside_box
+
+VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
+
+
+class AllFallen(Exception):
+    """Nothing is left to attack."""
+
+
+class Aim(NamedTuple):
+    """What an image has to do to leave: be told wrong (no target), or be given its target.
+
+    `bounded` attacks never query outside ball and box (their budget is checked afterwards, and a violation fails the run);
+    the others search for the nearest adversarial image, and only what lies inside counts.
+    """
+
+    norm: str
+    eps: float
+    bounded: bool = True
+    target: Tensor | None = None
+    leaves: bool = True  # False: keep to the last step (examples that shall fool other networks)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits n x classes and their rows in the pool -> what each image ascends: n
+
+
+class Differentiated(torch.autograd.Function):
+    """Logits of images whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None, None
+
+
+class QueriedModel(nn.Module):
+    """`queried(x)` gives the logits of a pool of images; x has a row for each image, or for each that has not fallen.
+
+    Rows of images that have fallen are not computed: they get the logits they fell with, and no gradient. Those that stand
+    are put together to batches of `batch_size` anew in every query, so that all but the last one are full.
+
+    The network goes back batch by batch as it is queried, so that the memory of one batch is enough for a pool of any size.
+    For that the attack tells its `loss`; the gradient of each image is that of its own loss, whatever torchattacks averages.
+
+    loss         what the attack ascends
+    adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
+    fallen       wrong in some query inside the budget: N
+    left         has done what the aim asks: N
+    forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor, aim: Aim, batch_size: int) -> None:
+        super().__init__()
+        self.training = False  # torchattacks restores the mode it finds: a queried in training mode would train the network
+        self.model, self.images, self.labels, self.aim, self.batch_size = model, images, labels, aim, batch_size
+        self.clean, self.last = logits, logits.clone()
+        self.adversarial = images.clone()
+        self.fallen = torch.zeros_like(labels, dtype=torch.bool)
+        self.left = self.fallen.clone()
+        self.alive = torch.arange(len(labels), device=labels.device)  # rows that have not left
+        self.spent = {name: torch.zeros_like(labels) for name in ("forward_passes", "backward_passes", "dead_gradients")}
+        self.loss: Loss
+        self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
+
+    def rows(self, count: int) -> Sequence[int]:
+        """Which images the `count` rows of a query are: all, or those that have not left."""
+        if count == len(self.labels):
+            return range(count)
+        if count != len(self.alive):
+            raise SanbenchError(f"An attack queried {count} images, but {len(self.alive)} of {len(self.labels)} are left.")
+        found: list[int] = self.alive.tolist()
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = len(x) == len(self.labels)
+        self.rows(len(x))
+        if not x.requires_grad and whole and torch.equal(x, self.images):
+            return self.clean.clone()
+        alive = self.alive
+        if len(alive) == 0:
+            raise AllFallen
+        inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
+        batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
+        answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
+        logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
+        self.judge(alive, inner, logits)
+        if whole and len(alive) < len(x):
+            logits = self.last.clone()
+        if not x.requires_grad:
+            return self.without_ties(logits, whole, alive)
+        if len(alive) < len(x):
+            gradient = torch.zeros_like(x).index_copy(0, alive, gradient)
+        answer: Tensor = Differentiated.apply(x, logits, gradient.contiguous())  # torchattacks views it
+        return answer
+
+    def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        """Logits of one batch, and with `back` the gradient of each image (else the images)."""
+        self.sizes.append((len(x), back))
+        self.spent["forward_passes"][rows] += 1
+        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own
+            x = x.detach().requires_grad_(back)
+            logits: Tensor = self.model(x)
+            if not back:
+                return logits, x
+            (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
+        size = gradient.flatten(1).abs().amax(1)
+        self.spent["backward_passes"][rows] += 1
+        self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(logits.argmax(1), rows)
+        return logits.detach(), gradient
+
+    def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
+        """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image
+        whose own class is the third is 1 everywhere around it."""
+        return prediction != self.labels[rows] if self.aim.target is None else prediction == self.aim.target[rows]
+
+    @torch.no_grad()
+    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
+        """Keep what has fallen; what has done what the aim asks leaves. A target hit replaces what was only wrong."""
+        self.last[alive] = logits
+        prediction = logits.argmax(1)
+        wrong = prediction != self.labels[alive]
+        if not self.aim.bounded:
+            near = distance(self.images[alive], x, self.aim.norm) <= self.aim.eps + TOLERANCE[self.aim.norm] / 2
+            wrong &= near & inside_box(x)
+        done = wrong & self.done(prediction, alive)
+        kept = done | (wrong & ~self.fallen[alive])
+        self.adversarial[alive[kept]] = x[kept]
+        self.fallen[alive[wrong]] = True
+        if self.aim.leaves:
+            self.left[alive[done]] = True
+            self.alive = alive[~done]
+
+    def without_ties(self, logits: Tensor, whole: bool, alive: Tensor) -> Tensor:
+        """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""
+        labels = (self.labels if whole else self.labels[alive])[:, None]
+        own = logits.gather(1, labels)
+        tied = (logits.argmax(1, keepdim=True) == labels) & (logits.scatter(1, labels, -torch.inf).amax(1, keepdim=True) == own)
+        return logits.scatter(1, labels, torch.where(tied, torch.nextafter(own, own.new_tensor(torch.inf)), own))

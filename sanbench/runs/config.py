@@ -1,0 +1,166 @@
+"""RECIPES: how a network is trained, as values."""
+
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sanbench.data import Source, find_dataset
+from sanbench.errors import unknown, validated
+from sanbench.models import ModelSpec, model_config, resolve
+from sanbench.models.san import SANConfig
+
+
+class Recipe(BaseModel):
+    """`Recipe(epochs=100, batch_size=256, lr=0.1)`.
+
+    lr            base learning rate, reached after `warmup_epochs` of linear rise, then falls to 0 on a cosine
+    cosine_steps  lower the rate at every step, not only at every epoch
+    crops         pad and crop the images of sets that fit in memory; those in folders always have the paper's crops
+    zero_init     let every block begin as the identity: a SAN learns faster so, a patchwise one most
+    optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW
+    decay_norms   decay norms and biases too, as the paper does
+    mixup, cutmix alpha of the Beta distribution that mixing is drawn from; 0 is off, with both each step draws one of them
+    randaugment   magnitude of two random operations on each image, up to 30; 0 is off
+    ema           decay a step of an average of the weights, which is then what is validated and kept; 0 is off
+    clip          largest norm of the gradient of all parameters; 0 is off
+    sync_bn       normalise by the images of all processes, not by each process's own
+    select        which epoch is evaluated: the best by validation top-1, or the last
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    warmup_epochs: float = Field(default=0, ge=0)
+    cosine_steps: bool = False
+    crops: bool = True
+    zero_init: bool = False
+    decay_norms: bool = True
+    mixup: float = Field(default=0, ge=0)
+    cutmix: float = Field(default=0, ge=0)
+    randaugment: int = Field(default=0, ge=0, le=30)
+    ema: float = Field(default=0, ge=0, lt=1)
+    clip: float = Field(default=0, ge=0)
+    sync_bn: bool = False
+    select: Literal["best", "last"] = "best"
+
+    def learning_rate(self, epoch: int, step: int, steps: int) -> float:
+        """At `step` of `steps` of `epoch`, all counted from 0."""
+        progress = epoch + step / steps
+        if progress < self.warmup_epochs:
+            return self.lr * (progress + 1 / steps) / self.warmup_epochs
+        passed = progress if self.cosine_steps else epoch
+        return self.lr / 2 * (1 + cos(pi * (passed - self.warmup_epochs) / (self.epochs - self.warmup_epochs)))
+
+
+RECIPES: dict[str, Recipe] = {
+    # The paper's and the released configuration's. They chose the epoch on the images they report; here the last is taken.
+    "paper": Recipe(epochs=100, batch_size=256, lr=0.1, select="last"),
+    # For small sets on small machines.
+    "short": Recipe(
+        epochs=15, batch_size=64, lr=0.0025, optimizer="adamw", weight_decay=0.05, warmup_epochs=1, cosine_steps=True
+    ),
+}
+
+
+class RuntimeOptions(BaseModel):
+    """How a run is computed: a resumed run may change these, and is the same run.
+
+    workers          processes that decode images; None: as many as `sanbench.data.default_workers` says
+    accumulate       parts that a process's share of a global batch is computed in, one after another
+    skip_bad_images  leave out images that cannot be decoded, up to 0.1% of them
+    save_minutes     time between two checkpoints within an epoch
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_root: Path = Path("data")
+    download: bool = False
+    workers: int | None = Field(default=None, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    skip_bad_images: bool = False
+    save_minutes: float = Field(default=30, gt=0)
+    compile: bool = False
+    tensorboard: bool = False
+
+
+class TrainConfig(RuntimeOptions):
+    """All that decides a run.
+
+    decoder        of images in folders; turbo is the fastest, pil what published networks were trained with
+    precision      bf16 and fp16 are autocast; auto is bf16 on CUDA, fp32 elsewhere
+    deterministic  on CUDA, only operators that repeat bit for bit
+    """
+
+    model: ModelSpec
+    data: str
+    image_size: int = Field(default=224, ge=32)
+    decoder: Literal["pil", "torchvision", "turbo"] = "turbo"
+    recipe: Recipe
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
+
+    @property
+    def source(self) -> Source:
+        return Source(self.data_root, self.image_size, self.download, self.decoder)
+
+
+def configure(
+    model: str,
+    data: str = "fashion10k",
+    *,
+    recipe: str | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> TrainConfig:
+    """A run from names. `changes` are fields of the recipe or of the network, `options` those of `TrainConfig`.
+
+    The classes are filled in by `train`, which sees the images. Raises InputError for unknown names and fields.
+    """
+    changes = dict(changes or {})
+    entry, _ = find_dataset(data, Source())
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    base = RECIPES[recipe or entry.recipe]
+    name, _ = resolve(model)
+    known = {*Recipe.model_fields, *SANConfig.model_fields} - {"blocks"}
+    for field in changes:
+        if field not in known:
+            raise unknown("field", field, known)
+    ours = {field: changes.pop(field) for field in list(changes) if field in Recipe.model_fields}
+    chosen = validated(Recipe, "recipe", **{**base.model_dump(), **ours})
+    if chosen.warmup_epochs >= chosen.epochs:
+        chosen = chosen.model_copy(update={"warmup_epochs": chosen.epochs / 2})
+    name, variation = resolve(model, **changes)
+    config = model_config(name, **variation)
+    spec = ModelSpec(name=name, variation={field: getattr(config, field) for field in sorted(variation)})
+    return validated(TrainConfig, "training", model=spec, data=data, recipe=chosen, **options)
+
+
+def reconfigure(
+    base: TrainConfig,
+    model: str | None = None,
+    data: str | None = None,
+    *,
+    recipe: str | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> TrainConfig:
+    """The run of `base` with what is named changed, by the rules of `configure`."""
+    kept = {name: getattr(base, name) for name in TrainConfig.model_fields if name not in ("model", "data", "recipe")}
+    before = {**({} if recipe else base.recipe.model_dump()), **base.model.variation}
+    return configure(
+        model or base.model.name,
+        data or base.data,
+        recipe=recipe,
+        changes={**before, **(changes or {})},
+        **{**kept, **options},
+    )

@@ -1,0 +1,124 @@
+"""`sanbench reproduce`: two self-attention networks and a ResNet, trained, measured and reported in one call."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sanbench.data import load_dataset
+from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.table import parse_attacks
+from sanbench.evaluation.corruptions import parse_corruptions
+from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.loop import Identity, Perturbation
+from sanbench.evaluation.rotations import Frame, parse_angles
+from sanbench.progress import Report, silent
+from sanbench.report import write_report
+from sanbench.runs.config import configure
+from sanbench.runs.run import Run, differences
+from sanbench.store.files import Record, Store
+from sanbench.training.loop import train
+
+MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Attacks with each of their budgets on the same `limit` images; without `steps`, each attack's own."""
+
+    names: str
+    eps: str
+    limit: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is trained and measured on fashion10k.
+
+    sweep       resampled angles, in each of `frames`
+    networks    the preset that trained the networks, if it is another one
+    san, resnet fields of recipe and network
+    """
+
+    attacks: tuple[Attacks, ...]
+    angles: str = "90,180,270,flip"
+    sweep: str = ""
+    frames: tuple[Frame, ...] = (Frame(),)
+    corruptions: str = ""
+    severity: str = "1:5"
+    networks: str = ""
+    san: dict[str, Any] = field(default_factory=dict)
+    resnet: dict[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        (Attacks("pgd,pgd-targeted", "2/255,4/255,8/255", 200),),
+        sweep="0:360:45",
+        san={"width": 0.375, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        resnet={"width": 0.375, "epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+    ),
+    "all": Preset(
+        (
+            Attacks("fgsm,pgd,pgd-targeted", "1/255,2/255,4/255,8/255", 200),
+            Attacks("pgd", "8/255", 200, steps=100),
+            Attacks("pgd-l2", "1/4,1/2", 200),
+            Attacks("apgd,apgd-dlr", "2/255,8/255", 100),
+            Attacks("pgd,apgd-targeted,fab,square,standard", "2/255", 32),
+        ),
+        angles="90,180,270,flip,mirror",
+        sweep="0:360:15",
+        frames=(Frame(), Frame(crop="inscribed"), Frame(mask="disc")),
+        corruptions="all",
+        networks="quick",
+    ),
+    "full": Preset(
+        (
+            Attacks("fgsm,pgd,pgd-targeted,apgd,apgd-dlr,apgd-targeted,fab", "1/255,2/255,4/255,8/255,16/255"),
+            Attacks("pgd-l2", "1/4,1/2,1"),
+            Attacks("square,standard", "1/255,2/255"),
+        ),
+        sweep="0:360:15",
+        frames=(Frame(), Frame(crop="inscribed"), Frame(mask="disc")),
+        corruptions="all",
+        san={"epochs": 30},
+        resnet={"epochs": 30},
+    ),
+}
+
+
+def reproduce(
+    preset: str, runs: Path, store: Store, device: torch.device, progress: Report = silent
+) -> tuple[list[Record], list[str]]:
+    """Train what is not trained, measure what is not measured, write the report; its records and its files.
+
+    What an interruption left of a training or a measurement goes on. Raises InputError for runs with other settings.
+    """
+    chosen = PRESETS[preset]
+    networks = chosen.networks or preset
+    recipes = PRESETS[networks]
+    store.check_writable()
+    images = load_dataset("fashion10k", "test")
+    records = []
+    for name in MODELS:
+        changes = recipes.resnet if name.startswith("resnet") else recipes.san
+        config = configure(name, "fashion10k", changes=changes)
+        run = Run(runs / f"{networks}-{name}")
+        if run.exists():
+            differences(run, config, 1)
+        train(config, run.folder, device, progress, resume=run.exists())
+        evaluated = run.evaluated()
+        evaluated.model.to(device)
+        conditions: list[Perturbation] = [Identity(), *parse_angles(chosen.angles)]
+        for frame in chosen.frames if chosen.sweep else ():
+            seen = [known.setting for known in conditions]
+            conditions += [turned for turned in parse_angles(chosen.sweep, frame) if turned.setting not in seen]
+        if chosen.corruptions:
+            conditions += parse_corruptions(chosen.corruptions, chosen.severity, seed=0)
+        records += evaluate(evaluated, images, conditions, store, device, progress=progress)
+        for each in chosen.attacks:
+            attacks = bind(evaluated.model, parse_attacks(each.names, each.eps, each.steps))
+            records += evaluate(evaluated, images, attacks, store, device, Protocol(limit=each.limit), progress)
+    return records, write_report(store)

@@ -1,0 +1,29 @@
+"""An attack or a measurement in one call: a budget, few steps, the rows or the records."""
+
+from dataclasses import replace
+
+import torch
+from sanbench.evaluation.attacks.table.attack import Attack
+
+from sanbench.evaluation.attacks.table import parse_attacks
+from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.loop import evaluating, score
+
+FEW = 12  # steps of attacks that take 100 or 5,000
+
+
+def config(name, budget="4/255", **changes):
+    (_, made), *_ = parse_attacks(name, budget)
+    made = replace(made, steps=min(made.steps, FEW))
+    return replace(made, **changes)
+
+
+def run(name, model, batch, settings, **options):
+    attack = Attack(name, model, settings, **options)
+    with evaluating(model):
+        perturbed = attack(*batch)
+        return attack, perturbed, score(model, perturbed, batch[2], batch[1])
+
+
+def measured(evaluated, images, store, perturbations, **protocol):
+    return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), Protocol(**protocol))

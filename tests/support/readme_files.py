@@ -1,0 +1,50 @@
+"""The files that the README's commands on other people's networks name, made where a command is tried."""
+
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from sanbench.models import build_model
+from sanbench.models.authors_checkpoints import export_authors_checkpoint
+from sanbench.models.checkpoints import save_checkpoint
+from tests.support.photographs import place
+
+MODULE = """
+import torchvision
+def factory(num_classes=1000):
+    return torchvision.models.squeezenet1_1(num_classes=num_classes)
+"""
+
+
+def squeezenet(path: Path) -> None:
+    (path.parent / "mynets.py").write_text(MODULE)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+
+
+def san10(path: Path) -> None:
+    save_checkpoint(path, build_model("san10", 3))
+
+
+def released(path: Path) -> None:
+    san10(path.with_suffix(".ours"))
+    export_authors_checkpoint(path.with_suffix(".ours"), path)
+
+
+FILES = {
+    "squeezenet.pth": squeezenet,
+    "mine.pt": squeezenet,
+    "timm.safetensors": lambda path: save_file(timm.create_model("resnet10t").state_dict(), path),
+    "san10.pth": released,
+    "released.pt": san10,
+    "folder:photographs": lambda path: place(path.parent / "photographs", splits=("val",), side=64),
+}
+
+
+def provide(words: list[str], folder: Path) -> None:
+    """Make what the command reads; what it writes stands behind --output."""
+    for before, word in zip(["", *words], words, strict=False):
+        if word in FILES and before != "--output":
+            FILES[word](folder / word)
