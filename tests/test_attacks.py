@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sanbench.evaluation.attacks.table.attack import Attack, Source, bind
 from torch import nn
 
 from sanbench.data import load_dataset
 from sanbench.errors import InputError
+from sanbench.evaluation.attacks.attack import Attack, Surrogate, bind
 from sanbench.evaluation.attacks.budget import distance
 from sanbench.evaluation.attacks.table import ATTACKS, member_config, parse_attacks
 from sanbench.evaluation.loop import evaluating
@@ -141,16 +141,16 @@ def test_transfer_examples_are_made_on_the_source_and_scored_on_the_other(networ
         def forward(self, x):
             return self.network(x.flip(3))
 
-    source = Source(network, "small", "w")
-    attack, perturbed, rows = run("pgd", Other(), batch, config("pgd", "8/255"), source=source)
+    surrogate = Surrogate(network, "small", "w")
+    attack, perturbed, rows = run("pgd", Other(), batch, config("pgd", "8/255"), surrogate=surrogate)
     own = run("pgd", network, batch, config("pgd", "8/255"))[2]
-    assert attack.experiment == "transfer" and attack.setting["source"] == "small"
+    assert attack.kind == "transfer" and attack.setting["surrogate"] == "small"
     made_wrong = (network(perturbed.images).argmax(1) != batch[1]).numpy()
     assert made_wrong.sum() >= own["success"].sum() + (own["clean_prediction"] != own["label"]).sum() - 1
     other_clean = Other()(batch[0]).argmax(1)
     assert rows["clean_prediction"].tolist() == other_clean.tolist()
     with pytest.raises(InputError, match="Accepted are fgsm"):
-        bind(network, parse_attacks("square", "8/255"), source=source)
+        bind(network, parse_attacks("square", "8/255"), surrogate=surrogate)
 
 
 def test_foolbox_finds_as_many_survivors(network):

@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 import torch
-from sanbench.evaluation.attacks.table.attack import bind
 
 from sanbench.data import TensorImages, load_dataset
 from sanbench.errors import InputError
-from sanbench.evaluation import experiments
+from sanbench.evaluation import evaluate as evaluation
+from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
 from sanbench.evaluation.rotations import Rotation
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(evaluated, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "PART", 5)
+    monkeypatch.setattr(evaluation, "PART", 5)
     settings = [Identity(), *bind(evaluated.model, parse_attacks("pgd", "4/255", 3))]
     one = measured(evaluated, images, Store(tmp_path / "one"), settings)
     two = measured(evaluated, images, Store(tmp_path / "two"), settings, nproc=2)
@@ -90,24 +90,24 @@ def test_records_count_what_the_rows_say(evaluated, images, tmp_path):
     store = Store(tmp_path)
     attacks = bind(evaluated.model, parse_attacks("pgd,pgd-targeted", "8/255", 3, None, 0))
     records = measured(evaluated, images, store, [Identity(), Rotation(90), *attacks], batch_size=5)
-    assert [record.experiment for record in records] == ["accuracy", "rotation", "attack", "attack"]
+    assert [record.kind for record in records] == ["accuracy", "rotation", "attack", "attack"]
     for record in records:
         rows = store.rows(record)
         assert rows["index"].tolist() == list(range(len(images)))
         assert rows["label"].tolist() == images.labels.tolist()
         assert record.counts["images"] == len(images)
         assert record.counts["correct"] == (rows["prediction"] == rows["label"]).sum()
-        assert record.data["fingerprint"] == images.fingerprint
-        assert record.weights == evaluated.weights
-        if record.experiment == "attack":
+        assert record.data.fingerprint == images.fingerprint
+        assert record.network.weights == evaluated.weights
+        if record.kind == "attack":
             right = rows["clean_prediction"] == rows["label"]
             assert record.counts["right_before"] == right.sum() == records[0].counts["correct"]
             assert record.counts["success"] == rows["success"].sum() == right.sum() - record.counts["correct"]
             assert 0 < record.extremes["linf"] <= 8 / 255 + 1e-6
     assert records[3].counts["hit_target"] <= records[3].counts["success"]
-    assert not list(tmp_path.glob("rows/*/"))  # the parts are merged
-    again = [Store(tmp_path).find(record) for record in records]
-    assert again == records
+    assert not list(tmp_path.glob("work/parts/*"))  # they are merged
+    again = Store(tmp_path).find(records)
+    assert [again[record.key] for record in records] == records
 
 
 def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
@@ -123,8 +123,8 @@ def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
 
 def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
-    original = experiments.measure
-    monkeypatch.setattr(experiments, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
+    original = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
     store = Store(tmp_path)
     first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 1
@@ -133,7 +133,7 @@ def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images,
     measured(evaluated, images, store, [Identity(), Rotation(180)])
     assert [len(outcome) for outcome in calls[-1]] == [1]  # only the new angle
     measured(evaluated, images, store, [Identity()], limit=5)
-    assert sum(len(outcome[0].frame) for outcome in calls[-1]) == 5
+    assert sum(len(outcome[0].rows) for outcome in calls[-1]) == 5
     forced = measured(evaluated, images, store, [Identity()], force=True)
     assert len(calls[-1]) == 1
     assert forced[0].counts == first[0].counts
@@ -141,7 +141,7 @@ def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images,
 
 
 def test_an_interrupted_measurement_goes_on_at_the_next_part(evaluated, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "PART", 5)
+    monkeypatch.setattr(evaluation, "PART", 5)
     whole = measured(evaluated, images, Store(tmp_path / "whole"), [Identity(), Rotation(90)], batch_size=2)
     store = Store(tmp_path / "parts")
     seen = []
@@ -172,7 +172,7 @@ def test_an_interrupted_measurement_goes_on_at_the_next_part(evaluated, images, 
 def test_a_subset_is_seeded_and_recorded(evaluated, images, tmp_path):
     store = Store(tmp_path)
     (record,) = measured(evaluated, images, store, [Identity()], limit=7, seed=2)
-    assert (record.data["images"], record.data["of"], record.data["subset_seed"]) == (7, len(images), 2)
+    assert (record.data.images, record.data.of, record.data.subset_seed) == (7, len(images), 2)
     (other,) = measured(evaluated, images, store, [Identity()], limit=7, seed=3)
     assert other.key != record.key
     assert store.rows(other)["index"].tolist() != store.rows(record)["index"].tolist()
@@ -196,6 +196,6 @@ def test_the_loop_counts_every_image_once_and_in_float32(evaluated):
             return super().__call__(images, labels, indices)
 
     stream = [(images.__getitems__(chunk), [Looks()]) for chunk in ([0, 1, 2, 3], [4, 5, 6, 7], [8])]
-    rows = pd.concat([rows.frame for (rows,) in measure(evaluated.model, stream, CPU)])
+    rows = pd.concat([scored.rows for (scored,) in measure(evaluated.model, stream, CPU)])
     assert sorted(rows["index"]) == list(range(9))
     assert all(dtype is torch.float32 and low and high for dtype, low, high in seen)

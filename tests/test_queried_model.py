@@ -81,7 +81,7 @@ def test_the_loss_that_is_told_is_the_one_that_torchattacks_differentiates(name,
     targets = {"targets": 1} if "targets" in ATTACKS[name].shown else {}
     settings = config(name, "3/255" if norm == "linf" else "1/2", norm=norm, **targets)
     _, ours, rows = run(name, network, many, settings)
-    monkeypatch.setattr("sanbench.evaluation.attacks.table.attack.QueriedModel", Whole)
+    monkeypatch.setattr("sanbench.evaluation.attacks.attack.QueriedModel", Whole)
     _, theirs, expected = run(name, network, many, settings)
     assert (rows["prediction"] != expected["prediction"]).sum() <= 1
     assert rows["success"].any()

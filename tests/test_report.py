@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
 from sanbench.report import write_report
 from sanbench.report.cells import cell
 from sanbench.report.pictures import budgets
 from sanbench.store.files import Store
+from sanbench.store.rows import digest
 from sanbench_cli.console import print_records
-from tests.support.made_records import attacked, record, store_with
+from tests.support import made_records
+from tests.support.made_records import attacked, image_set, network, record, store_with
 
 
 def full(tmp_path):
@@ -90,7 +93,7 @@ def test_a_run_trained_again_shows_its_newest_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["imagenet", "fashion10k"])
 def test_published_figures_stand_beside_imagenet_only(name, tmp_path):
-    data = {**record().data, "name": name}
+    data = image_set(name=name)
     write_report(store_with(tmp_path, record(data=data), record("resnet26", data=data)))
     text = (tmp_path / "report.md").read_text()
     paper = MODELS["san10_pairwise"].published
@@ -123,7 +126,8 @@ def test_a_curve_over_budgets_has_one_protocol():
     short = [attacked("san10_pairwise", eps, correct) for eps, correct in (("2/255", 60), ("8/255", 30))]
     long = attacked("san10_pairwise", "8/255", 10)
     long = long.model_copy(update={"setting": {**long.setting, "steps": 100}})
-    assert budgets([long, *short], "pgd", "linf")[8.0][0] == 30
+    findings = Findings([long, *short], made_records.rows_of)
+    assert budgets([long, *short], findings, "pgd", "linf")[8.0].hits == 30
 
 
 def test_pairs_are_tested_and_bold_only_where_the_interval_excludes_zero(tmp_path):
@@ -164,7 +168,8 @@ def test_guessing_is_marked_and_said_on_the_terminal(tmp_path, capsys):
     write_report(store_with(tmp_path, guessed))
     text = (tmp_path / "report.md").read_text()
     assert "11.0 [6.3, 18.6] †1" in text and "†1 Accuracy does not differ from guessing" in text
-    print_records([guessed, record(correct=80, model="resnet26")])
+    records = [guessed, record(correct=80, model="resnet26")]
+    print_records(records, Findings(records, made_records.rows_of))
     assert "san10_pairwise upright: Accuracy does not differ from guessing" in capsys.readouterr().out
 
 
@@ -180,7 +185,7 @@ def test_mean_corruption_error_is_relative_to_the_resnet(tmp_path):
     for model, errors in (("resnet26", (20, 40)), ("san10_pairwise", (10, 30))):
         for kind in ("fog", "jpeg"):
             for severity, error in zip((1, 2), errors):
-                setting = {"kind": kind, "severity": severity, "definition": "as in the original benchmark"}
+                setting = {"corruption": kind, "severity": severity, "definition": "as in the original benchmark"}
                 records.append(record(model, "corruption", correct=100 - error, setting=setting))
     write_report(store_with(tmp_path, *records))
     rows = rows_of((tmp_path / "report.md").read_text(), "Corrupted images")
@@ -217,7 +222,7 @@ def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
     rows = pd.DataFrame({"index": range(120), "label": [n // 5 for n in range(120)]})  # 24 classes have images
     rows["prediction"] = np.where(rows["index"] % 5 < rows["label"] % 6, rows["label"], 29)
     store = Store(tmp_path)
-    store.write(each, rows)
+    store.add([(each.model_copy(update={"rows": digest(rows)}), rows)])
     write_report(store)
     row = rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2]
     assert row[2].split("; ") == [
@@ -229,10 +234,10 @@ def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
 
 EXPERIMENTS = {
     "Accuracy, upright": record(),
-    "Rotated images, zero-shot": record(experiment="rotation", setting={"angle": 90}),
+    "Rotated images, zero-shot": record(kind="rotation", setting={"angle": 90}),
     "Attack: pgd": attacked("san10_pairwise", "8/255", 10),
     "Corrupted images": record(
-        experiment="corruption", setting={"kind": "fog", "severity": 1, "definition": "as in the original benchmark"}
+        kind="corruption", setting={"corruption": "fog", "severity": 1, "definition": "as in the original benchmark"}
     ),
     "Accuracy by class": record(classes=["a", "b"]),
     "Self-attention against ResNet, paired": record(),
@@ -242,7 +247,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("title", EXPERIMENTS)
 def test_every_table_says_that_images_were_limited(title, tmp_path):
     one = EXPERIMENTS[title]
-    write_report(store_with(tmp_path, one, one.model_copy(update={"model": "resnet26", "run": "resnet"})))
+    write_report(store_with(tmp_path, one, one.model_copy(update={"network": network("resnet26"), "run": "resnet"})))
     table = rows_of((tmp_path / "report.md").read_text(), title)
     assert all("100 of 2,000" in row for row in table[2:])
 
@@ -255,8 +260,20 @@ def test_decoders_and_shrunk_images_have_sections_of_their_own(tmp_path):
         {"decoder": "PIL 12", "fingerprint": "shrunk-256-abcdef0123"},
     ]
     kinds[1]["preprocessing"] = kinds[0]["preprocessing"] = "shorter side 256, centre crop 224"
-    write_report(store_with(tmp_path, *(one.model_copy(update={"data": one.data | kind}) for kind in kinds)))
+    write_report(store_with(tmp_path, *(one.model_copy(update={"data": image_set(**kind)}) for kind in kinds)))
     text = (tmp_path / "report.md").read_text()
     assert text.count("### Accuracy, upright") == 3
     assert "## fashion10k, shrunk-256: test" in text
     assert "decoder simplejpeg 1.9, shorter side 256, centre crop 224." in text
+
+
+def test_a_san_is_compared_with_the_resnet_of_its_width_alone(tmp_path):
+    """What is paired with what stands in the table."""
+    narrow = {"width": 0.375}
+    store = store_with(tmp_path, record(variation=narrow), record("resnet26", correct=50))
+    write_report(store)
+    assert "against ResNet" not in (tmp_path / "report.md").read_text()
+    store_with(tmp_path, record("resnet26", correct=60, variation=narrow, weights="c" * 64))
+    write_report(store)
+    (row,) = rows_of((tmp_path / "report.md").read_text(), "Upright")[2:]
+    assert row[:2] == ["san10_pairwise width=0.375", "resnet26 width=0.375"] and row[5] == "20 / 0"

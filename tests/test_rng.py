@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 import torch
-from sanbench.evaluation.attacks.table.attack import bind
 
 from sanbench.data import load_dataset
-from sanbench.evaluation import experiments
+from sanbench.evaluation import evaluate as evaluation
+from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
-from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
 from sanbench.evaluation.rng import PerImageRandom, per_image_random
 from sanbench.models import Classifier, ModelSpec
 from sanbench.runs.evaluated import EvaluatedModel
@@ -67,14 +67,14 @@ def test_draws_are_equal_bit_by_bit_in_batches_of_1_7_and_64_and_rows_but_for_ro
 @pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(network, tmp_path, monkeypatch):
     """Every attack, through the evaluation loop; 200 images in parts of 64."""
-    monkeypatch.setattr(experiments, "PART", 64)
+    monkeypatch.setattr(evaluation, "PART", 64)
     spec = ModelSpec(name="resnet26", num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3)
     evaluated = EvaluatedModel(Classifier(spec, network), "w", "small", {}, {}, "s")
     wanted = [(name, brief(name)) for name in ATTACKS if name != "standard"]
     wanted += parse_attacks("standard", "32/255")  # at which nearly all fall at once: its official steps take long
     results = []
     for processes in (1, 2):
-        store, protocol = Store(tmp_path / str(processes)), Protocol(limit=200, nproc=processes)
+        store, protocol = Store(tmp_path / str(processes)), EvaluationOptions(limit=200, nproc=processes)
         attacks = bind(evaluated.model, wanted)
         records = evaluate(evaluated, load_dataset("fashion10k", "test"), attacks, store, torch.device("cpu"), protocol)
         results.append({record.setting["attack"]: store.rows(record) for record in records})

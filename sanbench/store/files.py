@@ -229,31 +229,38 @@ def parse(path: Path) -> tuple[list[Record], list[str]]:
     shared: dict[str, Any] = {}
     found: dict[str, Record] = {}
     problems = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             content = json.loads(line)
-            if "id" in content:
-                shared[content["id"]] = content["value"]
-                continue
-            record = Record(**content | {field: shared[content[field]] for field in SHARED})
-        except (ValueError, KeyError, TypeError):
+            if content.pop("digest") != line_digest(content):
+                problems.append(f"{path}, line {number}, is not as it was written: it is left out.")
+            elif "value" in content:
+                shared[line_digest(content)] = content["value"]
+            else:
+                record = Record(**content | {field: shared[content[field]] for field in SHARED})
+                if record.key not in found or found[record.key].created <= record.created:
+                    found[record.key] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{path}, line {number}, is not a record of this version of sanbench: it is left out.")
-            continue
-        if record.key not in found or found[record.key].created <= record.created:
-            found[record.key] = record
     return list(found.values()), problems
 
 
 def json_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Each record in a line; the values of its SHARED fields in lines of their own, each before the first that needs it."""
+    """Each record in a line; the values of its SHARED fields in lines of their own, each before the first that needs it.
+
+    A line ends in its digest, by which a record refers to the values.
+    """
     written = set()
     for record in records:
         content = record.model_dump(mode="json")
         for field in SHARED:
-            text = json.dumps(content[field], sort_keys=True)
-            id = hashlib.sha256(f"{field} {text}".encode()).hexdigest()[:12]
-            if id not in written:
-                yield json.dumps({"id": id, "value": content[field]}) + "\n"
-                written.add(id)
-            content[field] = id
-        yield json.dumps(content) + "\n"
+            value = {"field": field, "value": content[field]}
+            content[field] = line_digest(value)
+            if content[field] not in written:
+                yield json.dumps(value | {"digest": content[field]}) + "\n"
+                written.add(content[field])
+        yield json.dumps(content | {"digest": line_digest(content)}) + "\n"
+
+
+def line_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

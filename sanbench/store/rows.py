@@ -14,9 +14,9 @@ GROUPS = b"records"  # in the file's metadata: the ids of the records whose rows
 
 
 def digest(rows: pd.DataFrame) -> str:
-    """SHA-256 over names, types and values of the columns, whatever the file that holds them."""
+    """SHA-256 over names, types and values of the columns, whatever their order and the file that holds them."""
     found = hashlib.sha256()
-    for name in rows.columns:
+    for name in sorted(rows.columns):
         values = np.ascontiguousarray(rows[name].to_numpy())
         found.update(f"{name} {values.dtype} {len(values)} ".encode())
         found.update(values.tobytes())

@@ -13,4 +13,5 @@ def sanbench(*arguments: object, columns: int = 80) -> Result:
 
 
 def snapshot(folder: str | Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    """All files but those of work in progress."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and "work" not in path.parts}

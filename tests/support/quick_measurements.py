@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from sanbench.evaluation.attacks.table.attack import Attack
 
+from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
-from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
 from sanbench.evaluation.loop import evaluating, score
 
 FEW = 12  # steps of attacks that take 100 or 5,000
@@ -25,5 +25,5 @@ def run(name, model, batch, settings, **options):
         return attack, perturbed, score(model, perturbed, batch[2], batch[1])
 
 
-def measured(evaluated, images, store, perturbations, **protocol):
-    return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), Protocol(**protocol))
+def measured(evaluated, images, store, perturbations, **options):
+    return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), EvaluationOptions(**options))
