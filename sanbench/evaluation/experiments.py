@@ -58,7 +58,7 @@ def evaluate(
             f"{evaluated.run} tells {evaluated.model.spec.num_classes} apart."
         )
     store.check_writable()
-    images.border = max((getattr(perturbation, "border", 0) for perturbation in perturbations), default=0)
+    images = images.with_options(border=max((getattr(p, "border", 0) for p in perturbations), default=0))
     chosen = subset(images, protocol.limit, protocol.seed)
     data = {
         "name": images.name,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import torch
-from sanbench.evaluation.attacks.table.attack import Attack
 
+from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.experiments import Protocol, evaluate
 from sanbench.evaluation.loop import evaluating, score
