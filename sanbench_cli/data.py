@@ -78,7 +78,7 @@ def show(found: "list[SplitCheck]", root: Path) -> None:
     table = Table("split", "classes", "images", "GB", Column("fingerprint", overflow="fold"), "problems")
     for split in found:
         cells = [f"{split.classes:,}", f"{split.images:,}", f"{split.bytes / 1e9:.2f}", split.fingerprint or "—"]
-        table.add_row(split.place, *cells, f"{len(split.problems):,}")
+        table.add_row(split.subfolder, *cells, f"{len(split.problems):,}")
     console.print(table)
     problems = [problem for split in found for problem in split.problems]
     for problem in problems[:SHOWN]:

@@ -82,7 +82,7 @@ def reproduce(
 
 @app.command()
 def models() -> None:
-    """List the networks: parameters, GMACs at 224, and what was published with the released code."""
+    """List the networks: parameters, GMACs at 224, and the published figures."""
     from rich.table import Column, Table
 
     from sanbench.models import MODELS, size

@@ -1,4 +1,4 @@
-"""The commands that take networks in and out: import, export."""
+"""The commands import and export: networks from and for other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ def import_checkpoint(
     classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.")] = None,
     export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
 ) -> None:
-    """Read a released checkpoint: sanbench import san15.pth --model san15_pairwise --output san15.pt."""
+    """Read a checkpoint of the paper's authors: sanbench import san15.pth --model san15_pairwise --output san15.pt."""
     from sanbench.models.authors_checkpoints import export_authors_checkpoint, import_authors_checkpoint
 
     if export:
@@ -42,8 +42,7 @@ def export(
 ) -> None:
     """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
     from sanbench.models.export import export_model
-    from sanbench.runs.evaluated import image_side
-    from sanbench.runs.run import load_evaluated
+    from sanbench.runs.evaluated import image_side, load_evaluated
 
     (evaluated,) = load_evaluated([run], runs)
     side = image_side(evaluated) if image_size is None else image_size

@@ -1,4 +1,4 @@
-"""The commands around training: train, runs, bench."""
+"""The commands train and runs."""
 
 import os
 import sys
@@ -54,8 +54,8 @@ def train(
     from sanbench.training.distributed import is_launched, joined, launch
     from sanbench.training.loop import train as train_network
 
-    recipe_fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
-    changes = dict(map(parse_setting, settings or [])) | named(recipe_fields)
+    fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
+    changes = dict(map(parse_setting, settings or [])) | named(fields)
     options = named(
         {
             "data_root": data_root,
@@ -75,41 +75,42 @@ def train(
     )
     choices = {"recipe": recipe, "changes": changes, **options}
 
-    def decide() -> "tuple[TrainConfig, Path, bool]":
+    def choose_run() -> "tuple[TrainConfig, Path, bool]":
         return choose(model, data, choices, run, resume, runs)
 
     if nproc > 1 and not is_launched():
-        config, folder, continues = decide()  # what is typed wrong is told once
+        config, folder, continues = choose_run()  # raises for wrong input before there are processes
         if not dry_run:
             raise typer.Exit(launch(nproc, sys.argv[1:]))
-    with joined(start(device)) as (group, own_device):
+    with joined(start(device)) as (group, rank_device):
         try:
-            config, folder, continues = group.lead(decide)
+            config, folder, continues = group.broadcast_from_rank_zero(choose_run)
             if dry_run:
                 show_plan(config, max(nproc, group.size))
                 return
-            if group.leads and continues:
+            if group.is_rank_zero and continues:
                 show_changes(folder, config, group.size)
             with progress() as report:
-                trained = train_network(config, folder, own_device, report, resume=continues, group=group, profile=profile)
+                trained = train_network(config, folder, rank_device, report, resume=continues, group=group, profile=profile)
         except SanbenchError as error:
-            if group.leads:
+            if group.is_rank_zero:
                 raise
-            raise typer.Exit(error.exit_code) from None  # the first process tells it
-        if group.leads:
+            raise typer.Exit(error.exit_code) from None  # rank 0 prints the error
+        if group.is_rank_zero:
             if profile:
                 print_profile(trained, profile)
             show_end(trained)
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were typed."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def choose(
     model: str | None, data: str | None, choices: dict[str, Any], name: str | None, resume: str | None, runs: Path
 ) -> "tuple[TrainConfig, Path, bool]":
-    """The configuration, the folder, and whether it goes on with what is there."""
+    """The configuration, the folder, and whether the run in it is resumed."""
     from sanbench.runs.config import configure, reconfigure
     from sanbench.runs.run import Run, all_runs, differences, find_unfinished, free_name
 
@@ -124,10 +125,10 @@ def choose(
         raise InputError("Name a network, as in `sanbench train san10`, or a run to go on with: --resume RUN.")
     config = configure(model, data or "fashion10k", **choices)
     if resume == "auto":
-        own = Run(runs / name) if name else find_unfinished(runs, config)
-        if own is not None and own.exists():
-            differences(own, config, 1)
-            return config, own.folder, True
+        unfinished = Run(runs / name) if name else find_unfinished(runs, config)
+        if unfinished is not None and unfinished.exists():
+            differences(unfinished, config, 1)
+            return config, unfinished.folder, True
     words = [config.model.label.replace(" ", "-").replace("=", "_"), config.data.rsplit("/")[-1].replace(":", "_")]
     return config, runs / (name or free_name(runs, "-".join([*words, f"s{config.seed}"]))), False
 
@@ -145,7 +146,7 @@ def show_plan(config: "TrainConfig", processes: int) -> None:
     from sanbench.training.plan import plan
 
     ProcessGroup(0, processes).check(config.recipe.batch_size, config.accumulate)
-    print_plan(config, plan(config, load_dataset(config.data, "train", config.source), processes), processes)
+    print_plan(config, plan(config, load_dataset(config.data, "train", config.read_options), processes), processes)
 
 
 def show_changes(folder: Path, config: "TrainConfig", processes: int) -> None:

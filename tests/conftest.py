@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sanbench.data import Source, load_dataset
+from sanbench.data import ReadOptions, load_dataset
 from sanbench.evaluation.attacks.table import ATTACKS
 from sanbench.runs.config import configure
+from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.runs.run import Run
 from sanbench.training.loop import train
 from tests.support.quick_measurements import FEW
@@ -59,12 +60,12 @@ def san_run(runs) -> Run:
 
 @pytest.fixture(scope="session")
 def evaluated(san_run):
-    return san_run.evaluated()
+    return EvaluatedModel.load(san_run.checkpoint, san_run.name)
 
 
 @pytest.fixture(scope="session")
 def images(folder):
-    return load_dataset(f"folder:{folder}", "test", Source(image_size=32))
+    return load_dataset(f"folder:{folder}", "test", ReadOptions(image_size=32))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sanbench.data import DATASETS, Source, batches, load_dataset, subset
+from sanbench.data import DATASETS, ReadOptions, batches, load_dataset, subset
 from sanbench.data.tensors import FASHION_CLASSES, stratified
 from sanbench.errors import InputError, SanbenchError
 
@@ -60,7 +60,7 @@ def test_subset_is_seeded_and_ordered():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_workers(folder, workers):
-    images = load_dataset(f"folder:{folder}", "train", Source(image_size=32))
+    images = load_dataset(f"folder:{folder}", "train", ReadOptions(image_size=32))
     chunks = [[3, 4, 47], [0], [48 + 3]]
     read = list(batches(images, chunks, workers))
     expected = [images.read(chunk) for chunk in chunks]
@@ -70,7 +70,7 @@ def test_batches_do_not_depend_on_workers(folder, workers):
 
 
 def test_folder_classes_labels_and_preprocessing(folder):
-    images = load_dataset(f"folder:{folder}", "test", Source(image_size=28))
+    images = load_dataset(f"folder:{folder}", "test", ReadOptions(image_size=28))
     assert images.classes == ["bag", "sneaker", "trouser"]
     assert images.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert images.split == "test"
@@ -81,7 +81,7 @@ def test_folder_classes_labels_and_preprocessing(folder):
 
 
 def test_reading_does_not_disturb_the_global_generator(folder):
-    images = load_dataset(f"folder:{folder}", "train", Source(image_size=32))
+    images = load_dataset(f"folder:{folder}", "train", ReadOptions(image_size=32))
     before = torch.get_rng_state()
     images.read([1, 2])
     assert torch.equal(torch.get_rng_state(), before)
@@ -91,7 +91,7 @@ def test_fingerprint_changes_with_the_files(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
 
     def fingerprint():
-        return load_dataset(f"folder:{copy}", "test", Source(image_size=32)).fingerprint
+        return load_dataset(f"folder:{copy}", "test", ReadOptions(image_size=32)).fingerprint
 
     assert fingerprint() == fingerprint()
     before = fingerprint()
@@ -102,7 +102,7 @@ def test_fingerprint_changes_with_the_files(folder, tmp_path):
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
 def test_sets_that_are_not_there_say_how_to_get_them(name, tmp_path):
     with pytest.raises(InputError, match="--download"):
-        load_dataset(name, "train", Source(tmp_path))
+        load_dataset(name, "train", ReadOptions(tmp_path))
 
 
 def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     monkeypatch.setattr("sanbench.data.tensors.CIFAR_VALIDATION", 2)
-    parts = [load_dataset("cifar10", split, Source(tmp_path)) for split in SPLITS]
+    parts = [load_dataset("cifar10", split, ReadOptions(tmp_path)) for split in SPLITS]
     assert [len(part) for part in parts] == [80, 20, 20]
     assert [part.labels.bincount().tolist() for part in parts] == [[8] * 10, [2] * 10, [2] * 10]
     first = parts[2].read([0])[0]
@@ -154,7 +154,7 @@ def test_broken_folders_are_named(make, named, tmp_path):
 
 def test_imagenet_needs_its_thousand_classes(folder):
     with pytest.raises(InputError, match=r"3 class folders: imagenet has 1000"):
-        load_dataset("imagenet", "test", Source(folder))
+        load_dataset("imagenet", "test", ReadOptions(folder))
 
 
 def test_a_broken_image_is_named(folder, tmp_path):
@@ -162,7 +162,7 @@ def test_a_broken_image_is_named(folder, tmp_path):
     broken = copy / "val" / "bag" / "03.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(SanbenchError, match=r"bag/03\.png is not a readable image"):
-        load_dataset(f"folder:{copy}", "test", Source(image_size=32)).read(range(6))
+        load_dataset(f"folder:{copy}", "test", ReadOptions(image_size=32)).read(range(6))
 
 
 def test_unknown_names_get_a_suggestion():

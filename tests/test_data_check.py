@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from sanbench.data import Source, load_dataset
+from sanbench.data import ReadOptions, load_dataset
 from sanbench.data.check import JOURNAL, check
 from sanbench.data.imagenet import Layout
 from sanbench.data.threads import in_threads
@@ -24,7 +24,7 @@ def test_a_complete_set_has_no_problems(small):
     found = check(small, SMALL)
     assert [(s.place, s.classes, s.images, s.problems) for s in found] == [(p, len(LABELS), 20, ()) for p in ("train", "val")]
     for split, result in zip(("train", "test"), found, strict=True):
-        images = load_dataset(f"folder:{small}", split, Source(image_size=32))
+        images = load_dataset(f"folder:{small}", split, ReadOptions(image_size=32))
         assert result.fingerprint == images.fingerprint  # what records carry
     assert found[0].bytes == sum(path.stat().st_size for path in (small / "train").rglob("*.jpg"))
 
@@ -112,14 +112,14 @@ def test_decoding_goes_on_where_it_was_interrupted(small, monkeypatch):
     done = [json.loads(line) for line in (small / JOURNAL).read_text().splitlines()]
     assert len(done) == 12
     with (small / JOURNAL).open("a") as file:
-        file.write('{"place": "tra')  # cut by a kill
-    changed = small / done[3]["place"] / done[3]["name"]
+        file.write('{"subfolder": "tra')  # cut by a kill
+    changed = small / done[3]["subfolder"] / done[3]["name"]
     next(changed.iterdir()).write_bytes(b"y" * 10)
     read = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path: read.append(path) or real(path))
     found = check(small, SMALL, decode=True)
-    files = {(d["place"], d["name"]) for d in done if d != done[3]}
+    files = {(d["subfolder"], d["name"]) for d in done if d != done[3]}
     assert len(read) == 40 - sum(len(list((small / p / n).iterdir())) for p, n in files)
     problems = [problem for split in found for problem in split.problems]
     assert sorted(p.split(" ")[0] for p in problems) == sorted(

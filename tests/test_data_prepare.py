@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 from torchvision.datasets import imagenet
 
-from sanbench.data import Source, load_dataset
+from sanbench.data import ReadOptions, load_dataset
 from sanbench.data.check import check
 from sanbench.data.imagenet import Layout, wnids
 from sanbench.data.prepare import prepare
@@ -93,7 +93,7 @@ def test_archives_become_class_folders(archives, tmp_path):
         ("unpack val", True),
         ("unpack train", True),
     ]
-    images = load_dataset(f"folder:{tmp_path / 'imagenet'}", "test", Source(image_size=32))
+    images = load_dataset(f"folder:{tmp_path / 'imagenet'}", "test", ReadOptions(image_size=32))
     assert sorted(images.labels.tolist()) == [7, 7, 99, 400]
     before = (tmp_path / "imagenet" / "train" / CLASSES[0]).stat().st_mtime_ns
     shutil.rmtree(archives)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from sanbench.data import Source, load_dataset
+from sanbench.data import ReadOptions, load_dataset
 from sanbench.data.check import check
 from sanbench.data.imagenet import Layout, words
 from sanbench.data.shrink import shrink
@@ -25,7 +25,7 @@ def test_shrinking_keeps_names_and_says_so(tmp_path):
     told = []
     count = shrink(source, tmp_path / "small", 128, told.append)
     assert (count, told[-1].done) == (23, 23)
-    before, after = (load_dataset(f"folder:{root}", "train", Source()) for root in (source, tmp_path / "small"))
+    before, after = (load_dataset(f"folder:{root}", "train", ReadOptions()) for root in (source, tmp_path / "small"))
     assert after.labels.tolist() == before.labels.tolist()
     assert after.classes == before.classes == list(words())
     assert after.fingerprint.startswith("shrunk-128-")
@@ -46,7 +46,7 @@ def test_shrinking_goes_on_and_names_what_is_broken(small, tmp_path):
     with pytest.raises(SanbenchError, match=rf"1 images cannot be shrunk: val/{wnid(LABELS[0])}/{broken.name}: .* All others"):
         shrink(small, target, 32)
     with pytest.raises(InputError, match="is not finished"):
-        load_dataset(f"folder:{target}", "test", Source())
+        load_dataset(f"folder:{target}", "test", ReadOptions())
     with pytest.raises(InputError, match="shrunk otherwise or from others"):
         shrink(small, target, 48)
     made = {path: path.stat().st_mtime_ns for path in target.rglob("*.jpg")}
@@ -73,7 +73,7 @@ def test_an_interrupted_shrinking_goes_on(small, tmp_path, monkeypatch):
     assert 10 <= len(made) < 40
     assert shrink(small, target, 32) == 40
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert len(load_dataset(f"folder:{target}", "test", Source())) == 20
+    assert len(load_dataset(f"folder:{target}", "test", ReadOptions())) == 20
 
 
 def stranger(tmp_path):

@@ -14,8 +14,9 @@ from sanbench.models.checkpoints import read_checkpoint
 from sanbench.runs.run import Run
 from sanbench.training.distributed import ProcessGroup
 from sanbench.training.loop import SINGLE
-from sanbench.training.state import Training
+from sanbench.training.state import TrainState
 from tests.support import processes
+from tests.support.narrow_networks import narrow
 from tests.support.one_training_step import MODELS
 from tests.support.processes import SANBENCH, started
 
@@ -26,7 +27,7 @@ def training(model, folder, root, name, *more):
     """One step on all 48 images: further on, rounding grows in a network that is not trained yet."""
     command = ["train", model, "--data", f"folder:{folder}", "--image-size", "32", "--epochs", "1", "--lr", "0.001"]
     command += ["--batch-size", "48", "--set", "sync_bn=true", "--set", "warmup_epochs=0", "--runs", str(root), "--run", name]
-    return [*command, *(["--set", "width=0.5", "--set", "footprint=3"] if model.startswith("san") else []), *more]
+    return [*command, *(f"--set={field}={value}" for field, value in narrow(model, width=0.5).items()), *more]
 
 
 def ran(command):
@@ -47,7 +48,7 @@ def assert_alike(one, other, tolerance, least):
 def parted(root, one, other):
     """How far apart two runs' weights and averages ended, as a share of how far `one` came from its fresh weights."""
     ended = weights(root, one)
-    fresh = Training.build(Run(root / one).config(), torch.device("cpu"), SINGLE).model.state_dict()
+    fresh = TrainState.build(Run(root / one).config(), torch.device("cpu"), SINGLE).model.state_dict()
 
     def distance(values):
         pairs = [(values[name].double(), value.double()) for name, value in ended.items() if value.is_floating_point()]

@@ -12,7 +12,7 @@ from sanbench.models import build_model
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.export import export_model
 from sanbench.ops.operator import SPECIFICATIONS
-from sanbench.runs.run import load_evaluated
+from sanbench.runs.evaluated import load_evaluated
 from tests.support.commands import sanbench
 from tests.support.photographs import photograph_batch
 

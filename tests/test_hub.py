@@ -1,9 +1,7 @@
 """torch.hub: which networks it builds, from the repository alone."""
 
-import runpy
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +10,14 @@ import torch
 from sanbench.models import MODELS
 
 ROOT = Path(__file__).parent.parent
-HUB = [name for name in MODELS if not name.endswith("scalar")]
 
 
-def test_the_hub_has_six_sans_and_three_resnets():
-    assert len(HUB) == 9
-    scope = runpy.run_path(str(ROOT / "hubconf.py"))
-    assert {name for name, entry in scope.items() if isinstance(entry, partial)} == set(HUB)
+def test_the_hub_lists_the_models(monkeypatch):
+    monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *args, **options: str(ROOT))  # in place of a download
+    assert torch.hub.list("owner/repository", trust_repo=True) == sorted(MODELS)
 
 
-@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_hub_builds(name):
     with torch.device("meta"):
         model = torch.hub.load(str(ROOT), name, source="local", num_classes=3)

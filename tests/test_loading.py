@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sanbench.data import Loader, Source, dead_workers_named, default_workers, load_dataset
+from sanbench.data import Loader, ReadOptions, dead_workers_named, default_workers, load_dataset
 from sanbench.data.loading import available_cpus
 from sanbench.errors import SanbenchError, UnreadableImage
 from sanbench.runs.config import configure
@@ -18,7 +18,7 @@ from tests.support.processes import started
 
 @pytest.fixture
 def images(folder):
-    return load_dataset(f"folder:{folder}", "train", Source(image_size=32))
+    return load_dataset(f"folder:{folder}", "train", ReadOptions(image_size=32))
 
 
 def test_workers_stay_for_the_next_epoch(images):
@@ -45,8 +45,8 @@ def test_a_signal_to_all_processes_leaves_those_that_read(images, number):
 
 def test_a_program_that_still_holds_a_loader_ends(folder):
     code = f"""
-from sanbench.data import Loader, Source, load_dataset
-loader = Loader(load_dataset("folder:{folder}", "train", Source(image_size=32)), workers=1)
+from sanbench.data import Loader, ReadOptions, load_dataset
+loader = Loader(load_dataset("folder:{folder}", "train", ReadOptions(image_size=32)), workers=1)
 next(loader.read([[0], [1]]))
 import gc; gc.disable(); loader.itself = loader  # as a traceback may hold it
 raise SystemExit(3)
@@ -105,7 +105,7 @@ def test_a_batch_without_any_readable_image_is_one_sentence(images, workers, tmp
 
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "val" / "bag" / "00.png").write_bytes(b"")
-    broken = load_dataset(f"folder:{copy}", "test", Source(image_size=32))
+    broken = load_dataset(f"folder:{copy}", "test", ReadOptions(image_size=32))
     for skip in (False, True):
         with pytest.raises(UnreadableImage, match=r"^\S+00\.png is not a readable image: [^\n]*$"):
             list(Loader(broken, workers, skip).read([[0]]))

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sanbench.bench.reading import make_photographs, measure_reading, photographs_here
-from sanbench.data import Source, load_dataset
+from sanbench.data import ReadOptions, load_dataset
 from sanbench.errors import InputError
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.runs.config import configure
-from sanbench.training.augment import Place, augment
+from sanbench.training.augment import BatchSlice, augment
 from tests.support import commands
 from tests.support.photographs import PHOTOGRAPHS, place, wnid
 
@@ -66,7 +66,7 @@ def test_a_limit_is_said_and_pictures_have_words(checkpoint, tmp_path):
     assert "3 of 20" in outcome.output
     (record,) = [json.loads(path.read_text()) for path in (results / "records").iterdir()]
     names = sorted(path.name for path in results.glob("images/*/*.png"))
-    images = load_dataset(record["data"]["name"], "test", Source(image_size=64))
+    images = load_dataset(record["data"]["name"], "test", ReadOptions(image_size=64))
     shown = images.classes[images.labels[int(names[0][:5])]].replace(" ", "_").replace("-", "_")
     assert [name[6 : 6 + len(shown)] for name in names] == [shown] * 3
     assert sanbench("accuracy", checkpoint, *options).exit_code == sanbench("report", "--results", results).exit_code == 0
@@ -93,7 +93,7 @@ def test_training_reads_by_the_decoder_of_its_configuration(photographs):
 def test_mirroring_and_conversion_are_on_the_device():
     """uint8 in, float in [0, 1] out: mirrored images are the others turned round."""
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
-    pixels = augment(images, Place(0, 0, 0, range(64), 64), 0)
+    pixels = augment(images, BatchSlice(0, 0, 0, range(64), 64), 0)
     mirrored = [bool(torch.equal(pixel, image.flip(2).float() / 255)) for pixel, image in zip(pixels, images)]
     straight = [bool(torch.equal(pixel, image.float() / 255)) for pixel, image in zip(pixels, images)]
     assert all(a != b for a, b in zip(mirrored, straight))
@@ -102,10 +102,10 @@ def test_mirroring_and_conversion_are_on_the_device():
 
 def test_photographs_are_of_imagenets_frequent_size(tmp_path):
     size = make_photographs(photographs_here(), tmp_path, 3)
-    images = load_dataset(f"folder:{tmp_path}", "train", Source())
+    images = load_dataset(f"folder:{tmp_path}", "train", ReadOptions())
     assert len(images) == 3
     assert images.decode.read(
-        images.locate(0), lambda w, h: pytest.fail(f"{w} x {h}") if (w, h) != (500, 375) else images.whole_view(w, h)
+        images.locate(0), lambda w, h: pytest.fail(f"{w} x {h}") if (w, h) != (500, 375) else images.whole_region(w, h)
     ).shape
     assert 5e4 < size < 2e5
     assert photographs_here() == next(iter(PHOTOGRAPHS)).parent

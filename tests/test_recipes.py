@@ -17,15 +17,15 @@ from sanbench.models.checkpoints import read_checkpoint, weights_hash
 from sanbench.runs.config import Recipe, configure
 from sanbench.runs.run import Run
 from sanbench.training import loop
-from sanbench.training.augment import Place, Ready, prepare
+from sanbench.training.augment import BatchSlice, TrainBatch, prepare
 from sanbench.training.interruption import Interruption
 from sanbench.training.loop import train
 from sanbench.training.profile import PARTS
-from sanbench.training.state import Training
+from sanbench.training.state import TrainState
+from tests.support.narrow_networks import narrow
 from tests.support.unsettled_weights import unsettle
 
 CPU = torch.device("cpu")
-SMALL = {"width": 0.25, "footprint": 3}
 IMAGES = load_dataset("fashion10k", "train")
 
 
@@ -39,14 +39,14 @@ def doubles():
 def building(model="resnet26", precision="auto", **changes):
     """A network before its first step; plain SGD without momentum, decay and smoothing but for the `changes`."""
     plain = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "lr": 0.1}
-    config = configure(model, changes={**plain, **(SMALL if model.startswith("san") else {}), **changes}, precision=precision)
-    return Training.build(config, CPU, loop.SINGLE)
+    config = configure(model, changes={**plain, **narrow(model), **changes}, precision=precision)
+    return TrainState.build(config, CPU, loop.SINGLE)
 
 
 def part(images, dtype=None):
     pixels = IMAGES.read(list(images)).to(dtype or torch.get_default_dtype()) / 255
     labels = IMAGES.labels[list(images)]
-    return Ready(pixels, labels, labels, torch.tensor(list(images)), 0)
+    return TrainBatch(pixels, labels, labels, torch.tensor(list(images)), 0)
 
 
 def gradients(model, parts):
@@ -70,7 +70,7 @@ def test_accumulated_parts_are_one_step(doubles, model):
     unsettle(training.model)
     plain, before = copy.deepcopy(training.model), copy.deepcopy(training.model.state_dict())
     parts = [part(range(4)), part(range(4, 10))]
-    training.learn(parts, 10, 0.1)
+    training.train_step(parts, 10, 0.1)
     assert_steps_by(before, training, gradients(plain, parts), 0.1)
     assert training.totals[2] == 10
 
@@ -78,7 +78,7 @@ def test_accumulated_parts_are_one_step(doubles, model):
 def test_clip_bounds_the_norm_of_all_gradients_together(doubles):
     training = building(clip=0.01)
     plain, before = copy.deepcopy(training.model), copy.deepcopy(training.model.state_dict())
-    training.learn([part(range(6))], 6, 0.1)
+    training.train_step([part(range(6))], 6, 0.1)
     found = gradients(plain, [part(range(6))])
     norm = sum(gradient.square().sum() for gradient in found.values()).sqrt()
     assert norm > 0.1
@@ -89,10 +89,10 @@ def test_the_average_of_weights_is_the_formulas(doubles):
     training = building(ema=0.8)
     average = copy.deepcopy(training.model.state_dict())
     for step in range(3):
-        training.learn([part(range(6 * step, 6 * step + 6))], 6, 0.1)
+        training.train_step([part(range(6 * step, 6 * step + 6))], 6, 0.1)
         now = copy.deepcopy(training.model.state_dict())  # the first of an average is the first there is
         average = {name: now[name] if step == 0 else 0.8 * average[name] + 0.2 * now[name] for name in now}
-    for name, values in training.evaluated.state_dict().items():
+    for name, values in training.averaged.state_dict().items():
         assert torch.allclose(values.double(), average[name].double(), atol=1e-12) or not values.is_floating_point(), name
 
 
@@ -100,7 +100,7 @@ def test_norms_and_biases_are_not_decayed_where_the_recipe_says_so(doubles):
     for decays in (True, False):
         training = building(weight_decay=0.5, decay_norms=decays)
         plain, before = copy.deepcopy(training.model), copy.deepcopy(training.model.state_dict())
-        training.learn([part(range(6))], 6, 0.1)
+        training.train_step([part(range(6))], 6, 0.1)
         found = gradients(plain, [part(range(6))])
         decayed = {name: 0.5 * before[name] if decays or before[name].dim() > 1 else 0 for name in found}
         assert_steps_by(before, training, {name: found[name] + decayed[name] for name in found}, 0.1)
@@ -114,7 +114,7 @@ def test_targets_are_mixed_as_the_images_are(mixing):
     recipe = Recipe(epochs=1, batch_size=20, lr=0.1, **mixing)
     mixed = 0
     for step in range(8):
-        place = Place(0, 0, step, range(20), 20)
+        place = BatchSlice(0, 0, step, range(20), 20)
         ready = prepare(Batch(images, labels, torch.arange(20)), place, 0, recipe, 10, CPU)
         greys = ready.targets @ (20 * torch.arange(10.0)) / 255
         assert torch.allclose(ready.pixels.mean((1, 2, 3)), greys, atol=1e-5)
@@ -126,7 +126,7 @@ def test_targets_are_mixed_as_the_images_are(mixing):
 def test_randaugment_changes_each_image_by_its_own_draw_within_the_box():
     recipe = Recipe(epochs=1, batch_size=16, lr=0.1, randaugment=15)
     batch = Batch(IMAGES.read([3] * 16), IMAGES.labels[[3] * 16], torch.full((16,), 3))
-    place = Place(0, 0, 0, range(16), 16)
+    place = BatchSlice(0, 0, 0, range(16), 16)
     ready = prepare(batch, place, 0, recipe, 10, CPU)
     assert ready.pixels.min() >= 0 and ready.pixels.max() <= 1
     assert len({pixels.numpy().tobytes() for pixels in ready.pixels}) > 8
@@ -140,7 +140,7 @@ def test_reduced_precision_learns_nearly_the_same(model, precision, steps):
     losses = {}
     for name in ("fp32", precision):
         training = building(model, name, lr=0.01, width=0.25)  # fp16 is slow on a CPU
-        losses[name] = [float(training.learn([part(range(16))], 16, 0.01)) / 16 for _ in range(steps)]
+        losses[name] = [float(training.train_step([part(range(16))], 16, 0.01)) / 16 for _ in range(steps)]
         assert {p.dtype for p in training.model.state_dict().values()} <= {torch.float32, torch.int64}
         assert all(parameter.isfinite().all() for parameter in training.model.parameters())  # what overflows is not learnt
         assert losses[name][-1] < losses[name][0]
@@ -150,7 +150,7 @@ def test_reduced_precision_learns_nearly_the_same(model, precision, steps):
 
 
 def trained(folder, place, **options):
-    changes = {"epochs": 2, "batch_size": 8, "lr": 0.01, **SMALL}
+    changes = {"epochs": 2, "batch_size": 8, "lr": 0.01, **narrow("san10")}
     config = configure("san10", f"folder:{folder}", changes=changes, image_size=32, **options)
     return config, place / "run"
 
@@ -232,9 +232,9 @@ def test_a_compiled_network_learns_the_same(doubles, model):
     """In float64: in float32 the third step of a fresh patchwise network differs by 2%, as rounding alone makes it differ."""
     losses = {}
     for compiled in (False, True):
-        config = configure(model, changes={"lr": 0.001, **(SMALL if model.startswith("san") else {})}, compile=compiled)
-        training = Training.build(config, CPU, loop.SINGLE)
-        losses[compiled] = [float(training.learn([part(range(16))], 16, 0.001)) for _ in range(3)]
+        config = configure(model, changes={"lr": 0.001, **narrow(model)}, compile=compiled)
+        training = TrainState.build(config, CPU, loop.SINGLE)
+        losses[compiled] = [float(training.train_step([part(range(16))], 16, 0.001)) for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)
 
 

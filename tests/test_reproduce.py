@@ -15,13 +15,13 @@ def small_presets(monkeypatch):
     images = reproduce.load_dataset("fashion10k", "test")
     narrow = {"width": 0.5, "epochs": 1}
     attacks = (reproduce.Attacks("pgd,pgd-targeted", "4/255", 4, 1),)
-    preset = reproduce.Preset(attacks, angles="90", san=narrow, resnet={"epochs": 1})
+    preset = reproduce.Preset(attacks, angles="90", changes={"san": narrow, "resnet": {"epochs": 1}})
     monkeypatch.setitem(reproduce.PRESETS, "quick", preset)
     import sanbench.training.loop as loop
 
     original = loop.load_dataset
 
-    def few(name, split, source=None):
+    def few(name, split, options=None):
         found = original(name, split)
         found.images, found.labels = found.images[::100], found.labels[::100]
         return found
@@ -37,7 +37,7 @@ def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tm
     first = sanbench("reproduce", *places)
     assert first.exit_code == 0, first.output
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        f"quick-{name}" for name in sorted(small_presets.MODELS)
+        f"quick-{name}" for name in sorted(small_presets.NETWORKS)
     ]
     assert len(list((tmp_path / "results/records").iterdir())) == 3 * (2 + 2)
     before = snapshot(tmp_path)

@@ -53,10 +53,10 @@ class Kill(BaseException):
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_kill_changes_nothing(config, straight, tmp_path, monkeypatch, moment, saved):
     """After `moment` steps, with a checkpoint after each step (saved) or at epochs' ends only."""
-    from sanbench.training.state import Training
+    from sanbench.training.state import TrainState
 
     often = config.model_copy(update={"save_minutes": 1e-9 if saved else 30})
-    learn, done = Training.learn, []
+    learn, done = TrainState.train_step, []
 
     def killed(self, *arguments):
         if len(done) == moment:
@@ -64,12 +64,12 @@ def test_a_kill_changes_nothing(config, straight, tmp_path, monkeypatch, moment,
         done.append(self.step)
         return learn(self, *arguments)
 
-    monkeypatch.setattr(Training, "learn", killed)
+    monkeypatch.setattr(TrainState, "train_step", killed)
     with pytest.raises(Kill):
         train(often, tmp_path / "run", CPU)
     monkeypatch.undo()
     repeated = []
-    monkeypatch.setattr(Training, "learn", lambda self, *rest: (repeated.append(self.step), learn(self, *rest))[1])
+    monkeypatch.setattr(TrainState, "train_step", lambda self, *rest: (repeated.append(self.step), learn(self, *rest))[1])
     run = train(often, tmp_path / "run", CPU, resume=True)
     assert len(repeated) == 3 * STEPS - (moment if saved else moment // STEPS * STEPS)
     assert weights(run) == weights(straight)

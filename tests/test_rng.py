@@ -10,9 +10,10 @@ from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
 from sanbench.evaluation.rng import PerImageRandom, per_image_random
-from sanbench.models import Classifier, ModelSpec
+from sanbench.models import Classifier
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
+from sanbench.store.schema import ModelSpec
 from tests.support.quick_measurements import config, run
 
 LONG = {"apgd-targeted", "fab", "standard"}  # a round for each of several targets

@@ -12,14 +12,16 @@ from torchvision.models.resnet import Bottleneck
 import sanbench
 from sanbench.data import load_dataset
 from sanbench.errors import InputError, SanbenchError
+from sanbench.models import MODELS
 from sanbench.models.checkpoints import load_model, read_checkpoint, save_checkpoint, weights_hash
 from sanbench.models.san import Block
 from sanbench.runs.config import RECIPES, Recipe, configure
-from sanbench.runs.run import Run, free_name, load_evaluated
-from sanbench.training.augment import Place, augment
+from sanbench.runs.evaluated import load_evaluated
+from sanbench.runs.run import Run, free_name
+from sanbench.training.augment import BatchSlice, augment
 from sanbench.training.distributed import SINGLE
 from sanbench.training.loop import train
-from sanbench.training.state import Training
+from sanbench.training.state import TrainState
 
 CPU = torch.device("cpu")
 
@@ -42,7 +44,7 @@ def test_warm_up_rises_to_the_base_rate_and_steps_fall_to_zero():
     assert 0 < rates[-1] < 0.02
 
 
-@pytest.mark.parametrize("name", ["resnet26", "san10_pairwise", "san10_patchwise"])
+@pytest.mark.parametrize("name", MODELS)
 def test_with_zero_init_every_block_begins_as_the_identity(name):
     def branches(changes):
         """For each block, whether what it returns on noise is what it was given, for a ResNet behind its shortcut and ReLU."""
@@ -50,11 +52,11 @@ def test_with_zero_init_every_block_begins_as_the_identity(name):
 
         def look(block, inputs, output):
             x = inputs[0]
-            if name == "resnet26":
+            if isinstance(block, Bottleneck):
                 x = (x if block.downsample is None else block.downsample(x)).relu()
             found.append(torch.equal(x, output))
 
-        model = Training.build(configure(name, changes=changes), CPU, SINGLE).model.eval()
+        model = TrainState.build(configure(name, changes={"width": 0.25, **changes}), CPU, SINGLE).model.eval()
         for module in model.modules():
             if isinstance(module, (Block, Bottleneck)):
                 module.register_forward_hook(look)
@@ -62,7 +64,7 @@ def test_with_zero_init_every_block_begins_as_the_identity(name):
             model(torch.rand(2, 3, 32, 32))
         return found
 
-    blocks = 8 if name == "resnet26" else 10
+    blocks = sum(MODELS[name].config.blocks)
     assert branches({"zero_init": True}) == [True] * blocks
     assert branches({}) == [False] * blocks
 
@@ -122,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
 
 def test_augmentation_mirrors_and_shifts_within_the_padding():
     images = load_dataset("fashion10k", "train").read(range(64))
-    place = Place(seed=1, epoch=0, step=0, images=range(64), total=64)
+    place = BatchSlice(seed=1, epoch=0, step=0, images=range(64), total=64)
     plain = augment(images, place, 0)
     upright, mirrored = images.float() / 255, images.flip(3).float() / 255
     is_upright = (plain == upright).flatten(1).all(1)
@@ -222,11 +224,14 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(san_run, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_subjects_are_runs_files_or_every_finished_run(runs, tmp_path):
+def test_evaluated_models_are_runs_files_or_every_finished_run(runs, tmp_path):
     assert [evaluated.run for evaluated in load_evaluated([], runs)] == ["resnet26", "san10"]
     by_name, by_file = load_evaluated(["san10", str(runs / "san10" / "best.pt")], runs)
     assert by_name.weights == by_file.weights
     assert by_name.training["seed"] == 0
+    network = by_name.network
+    assert (network.name, network.variation, network.weights) == ("san10_pairwise", {"width": 0.5}, by_name.weights)
+    assert network.num_classes == 3
     with pytest.raises(InputError, match="Did you mean 'san10'"):
         load_evaluated(["san1O"], runs)
     unfinished = shutil.copytree(runs / "san10", tmp_path / "san10")

@@ -46,9 +46,9 @@ def test_skipped_images_are_counted_and_few(broken, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_names_its_batch_and_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
-    from sanbench.training.state import Training
+    from sanbench.training.state import TrainState
 
-    learn = Training.learn
+    learn = TrainState.train_step
 
     def poisoned(self, parts, *rest):
         if (self.epoch, self.step) == (1, 2):
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_the_last_good_checkpoint(
         return learn(self, parts, *rest)
 
     seen = []
-    monkeypatch.setattr(Training, "learn", poisoned)
+    monkeypatch.setattr(TrainState, "train_step", poisoned)
     config = configure("resnet26", f"folder:{folder}", changes=CHANGES, image_size=32, workers=0)
     with pytest.raises(SanbenchError, match=r"not finite at epoch 2, step 3: .*last good checkpoint is .*resume\.pt") as caught:
         train(config, tmp_path / "run", CPU)

@@ -19,12 +19,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sanbench.data import Loader, Source, Split, load_dataset
+from sanbench.data import Loader, ReadOptions, Split, load_dataset
 from sanbench.data.decoding import Region, find_decoder
 from sanbench.data.folders import SUFFIXES
 from sanbench.errors import InputError
 from sanbench.progress import Progress, Report, silent
-from sanbench.training.augment import Place, augment
+from sanbench.training.augment import BatchSlice, augment
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 96  # ImageNet's most frequent size; about its bytes an image
 BATCH, SIDE = 32, 224
@@ -119,7 +119,7 @@ def list_jobs(root: Path, decoders: Sequence[str]) -> Iterator[tuple[str, str, C
         return lambda: [decoder.read(path, lambda w, h: Region(0, 0, w, h, (h, w))) for path in files]
 
     def load(name: str, split: Split, use: Callable[[Tensor], Any]) -> Callable[[], Any]:
-        loader = Loader(load_dataset(f"folder:{root}", split, Source(decoder=name)), workers=1)
+        loader = Loader(load_dataset(f"folder:{root}", split, ReadOptions(decoder=name)), workers=1)
         return lambda: [use(batch.images) for batch in loader.read(chunks)]
 
     for name in dict.fromkeys(["pil", *decoders]):
@@ -142,8 +142,8 @@ def reference(root: Path, chunks: list[list[int]], crop: list[v2.Transform]) -> 
 
 
 def on_device(images: Tensor) -> Tensor:
-    place = Place(0, 0, 0, range(len(images)), len(images))
-    return F.normalize(augment(images, place, 0), list(MEAN), list(STD))
+    batch_slice = BatchSlice(0, 0, 0, range(len(images)), len(images))
+    return F.normalize(augment(images, batch_slice, 0), list(MEAN), list(STD))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ A time is a floor: the slowest unit's, as if the others were hidden behind it. N
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from sanbench.bench.gpu_kernels import KINDS, launches
 from sanbench.bench.networks import STAGES
 from sanbench.errors import InputError, unknown
 from sanbench.models import MODELS, resolve
-from sanbench.models.san import SHARE, SANConfig
+from sanbench.models.san import SHARE
 from sanbench.ops.footprint import Footprint, neighbours
 
 L2_WIDTH = 5120  # bytes a clock
@@ -279,12 +280,11 @@ class Roofline:
 def roofline(name: str, dtype: torch.dtype, batch_size: int) -> Roofline:
     """Raises InputError for a name that is no pairwise or patchwise SAN, or a batch size below 1."""
     name = resolve(name)[0]
-    config = MODELS[name].config
-    if not isinstance(config, SANConfig) or config.attention not in KINDS:
-        known = [
-            name for name, model in MODELS.items() if isinstance(model.config, SANConfig) and model.config.attention in KINDS
-        ]
+    configs: dict[str, Any] = {name: entry.config for name, entry in MODELS.items()}
+    known = [name for name, config in configs.items() if getattr(config, "attention", None) in KINDS]
+    if name not in known:
         raise unknown("fused SAN", name, known)
+    config = configs[name]
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is not accepted: it must be at least 1.")
     forward, statistics = (

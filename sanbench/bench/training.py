@@ -54,7 +54,7 @@ def throughput(configs: Sequence[TrainConfig], n: int, device: torch.device, pro
 @contextmanager
 def looping(config: TrainConfig, device: torch.device) -> Iterator[Loop]:
     """The loop of `sanbench train`, epochs of STEPS steps, in a folder that goes away."""
-    images = load_dataset(config.data, "train", config.source)
+    images = load_dataset(config.data, "train", config.read_options)
     spec = config.model.model_copy(update={"num_classes": len(images.classes)})
     config = config.model_copy(update={"model": spec})
     with TemporaryDirectory() as folder, ExitStack() as held:
@@ -62,17 +62,17 @@ def looping(config: TrainConfig, device: torch.device) -> Iterator[Loop]:
         run.open(config, False, held)
         loop = Loop(config, run, images, images, device, silent, SINGLE, Interruption())
         loop.steps = min(loop.steps, STEPS)
-        loop.training.clock.waits = True
+        loop.state.clock.waits = True
         yield loop
 
 
 def one_round(loop: Loop) -> dict[str, float]:
-    clock, training = loop.training.clock, loop.training
+    clock, state = loop.state.clock, loop.state
     clock.reset()
     loop.train_epoch()
     shares = clock.shares() | {"seconds": clock.total() / loop.steps}  # a step
-    training.epoch, training.step = training.epoch + 1, 0
-    training.totals.zero_()
+    state.epoch, state.step = state.epoch + 1, 0
+    state.totals.zero_()
     return shares
 
 

@@ -1,4 +1,4 @@
-"""DATASETS and load_dataset: from a name to images with labels, split so that nothing is chosen on what is reported."""
+"""DATASETS and load_dataset: from a name to the images and labels of the train, validation or test split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +18,15 @@ Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where to look: `root` for downloaded sets and ImageNet; sizes, interpolation and decoder are of images in folders."""
+class ReadOptions:
+    """How images are found and read.
+
+    root      folder of downloaded data sets, or of ImageNet's train/ and val/
+    download  fetch a data set that torchvision can download
+
+    The others are for photographs in folders: `image_size` is the side of the crops in pixels, `resize` what the shorter
+    side is resized to before (by default 256/224 of it).
+    """
 
     root: Path = Path("data")
     image_size: int = 224
@@ -31,49 +38,53 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`load(split, source)`; `recipe` is the default recipe. `validates` says whether validation differs from test."""
+    """`load(split, options)` reads a split; `recipe` is the name of the default recipe.
 
-    load: Callable[[Split, Source], Images]
+    `photographs` are resized and cropped to `image_size`; other data sets have a size of their own.
+    """
+
+    load: Callable[[Split, ReadOptions], Images]
     recipe: str = "short"
+    photographs: bool = False
 
 
-def folder(path: Path, source: Source, split: Split, name: str, layout: Layout | None = None) -> Images:
-    """Class folders under `train/`, `val/` and perhaps `test/`; without the last, val is both validation and test."""
-    places = {"train": "train", "validation": "val", "test": "test" if (path / "test").is_dir() else "val"}
-    view = (source.resize, source.interpolation)
-    return FolderImages(path, places[split], name, split, source.image_size, source.decoder, layout, *view)
+def folder(split: Split, options: ReadOptions, name: str, layout: Layout | None = None) -> Images:
+    """Class folders under train/, val/ and perhaps test/ of the root; without test/, val/ is both validation and test."""
+    subfolders = {"train": "train", "validation": "val", "test": "test" if (options.root / "test").is_dir() else "val"}
+    resizing = (options.resize, options.interpolation)
+    return FolderImages(options.root, subfolders[split], name, split, options.image_size, options.decoder, layout, *resizing)
 
 
 DATASETS: dict[str, Dataset] = {
-    "fashion10k": Dataset(lambda split, source: load_fashion10k(split)),
-    "fashion-mnist": Dataset(lambda split, source: load_fashion_mnist(split, source.root, source.download)),
-    "cifar10": Dataset(lambda split, source: load_cifar10(split, source.root, source.download)),
-    "imagenet": Dataset(lambda split, source: folder(source.root, source, split, "imagenet", Layout()), recipe="paper"),
-    "folder:PATH": Dataset(lambda split, source: folder(source.root, source, split, f"folder:{source.root}")),
+    "fashion10k": Dataset(lambda split, options: load_fashion10k(split)),
+    "fashion-mnist": Dataset(lambda split, options: load_fashion_mnist(split, options.root, options.download)),
+    "cifar10": Dataset(lambda split, options: load_cifar10(split, options.root, options.download)),
+    "imagenet": Dataset(lambda split, options: folder(split, options, "imagenet", Layout()), recipe="paper", photographs=True),
+    "folder:PATH": Dataset(lambda split, options: folder(split, options, f"folder:{options.root}"), photographs=True),
 }
 
 
-def find_dataset(name: str, source: Source) -> tuple[Dataset, Source]:
-    """The entry of `name` and where it lies. Raises InputError for an unknown name."""
+def find_dataset(name: str, options: ReadOptions) -> tuple[Dataset, ReadOptions]:
+    """The entry of `name`, and the options with its root. Raises InputError for an unknown name."""
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).expanduser()
-        return DATASETS["folder:PATH"], replace(source, root=path)
+        return DATASETS["folder:PATH"], replace(options, root=path)
     if name not in DATASETS or name == "folder:PATH":
         raise unknown("data set", name, DATASETS)
-    return DATASETS[name], source
+    return DATASETS[name], options
 
 
-def load_dataset(name: str, split: Split, source: Source = Source()) -> Images:
+def load_dataset(name: str, split: Split, options: ReadOptions = ReadOptions()) -> Images:
     """The images of one split: `fashion10k`, `fashion-mnist`, `cifar10`, `imagenet` or `folder:PATH`.
 
-    Raises InputError for an unknown name and for images that are not where they are said to be.
+    Raises InputError for an unknown name and for images that are missing.
     """
-    entry, source = find_dataset(name, source)
-    return entry.load(split, source)
+    entry, options = find_dataset(name, options)
+    return entry.load(split, options)
 
 
 def subset(images: Images, limit: int | None, seed: int) -> list[int]:
-    """Indices of all images, or of `limit` drawn without replacement by `seed`, in ascending order."""
+    """The indices of all images, or of `limit` that `seed` draws without replacement, ascending. InputError for limit < 1."""
     if limit is None or limit >= len(images):
         return list(range(len(images)))
     if limit < 1:
@@ -86,12 +97,13 @@ __all__ = [
     "Batch",
     "Images",
     "Loader",
-    "Source",
+    "ReadOptions",
     "Split",
     "TensorImages",
     "batches",
     "dead_workers_named",
     "default_workers",
+    "find_dataset",
     "load_dataset",
     "subset",
 ]

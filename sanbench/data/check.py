@@ -18,14 +18,14 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.progress import Progress, Report, silent
 
 JOURNAL = ".decoded.jsonl"  # in the root: which class folders were decoded, until all are
-NAMED = 5  # of many things that are wrong alike
+NAMED = 5  # names in a sentence about many
 
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What one of train/ and val/ holds. `fingerprint` is the one that records of these images carry."""
+    """The content of train/ or val/. `fingerprint` is that of records of these images."""
 
-    place: str
+    subfolder: str
     classes: int
     images: int
     bytes: int
@@ -38,51 +38,51 @@ def check(
 ) -> list[SplitCheck]:
     """Compare root/train and root/val with the `layout`, ImageNet's without one, by names and sizes alone.
 
-    With `decode` every image is decoded too, on all CPUs; after an interruption the same call goes on, by `journal` (default:
-    a file in `root`), with the class folders that are left or have changed. Raises InputError if there is no `root`.
+    With `decode` every image is decoded too, on all CPUs; an interrupted call goes on, by `journal` (default: a file in
+    `root`), with the class folders that are left or have changed. Raises InputError if there is no `root`.
     """
     if not root.is_dir():
         raise InputError(f"There is no folder {root}: name the one that holds train/ and val/.")
     layout = layout or Layout()
-    found = {place: list_split(root / place, layout, progress) for place in layout.images}
-    broken: dict[str, list[str]] = {place: [] for place in found}
+    found = {subfolder: list_split(root / subfolder, layout, progress) for subfolder in layout.images}
+    broken: dict[str, list[str]] = {subfolder: [] for subfolder in found}
     if decode:
         with closing(Journal(journal or root / JOURNAL)) as kept:
             decode_all(root, found, broken, kept, progress)
-            kept.finish()  # another check decodes again
-    return [check_split(root, place, layout, classes, broken[place]) for place, classes in found.items()]
+            kept.finish()  # the next check decodes all again
+    return [check_split(root, subfolder, layout, classes, broken[subfolder]) for subfolder, classes in found.items()]
 
 
-def list_split(place: Path, layout: Layout, progress: Report) -> list[ClassFolder]:
-    names = class_names(place) if place.is_dir() else []
+def list_split(split: Path, layout: Layout, progress: Report) -> list[ClassFolder]:
+    names = class_names(split) if split.is_dir() else []
     found = []
     for done, name in enumerate(names, start=1):
-        found.append(list_class(place, name))
-        progress(Progress(f"list {place.name}", done, len(names)))
+        found.append(list_class(split, name))
+        progress(Progress(f"list {split.name}", done, len(names)))
     return found
 
 
-def check_split(root: Path, place: str, layout: Layout, classes: Sequence[ClassFolder], broken: list[str]) -> SplitCheck:
+def check_split(root: Path, subfolder: str, layout: Layout, classes: Sequence[ClassFolder], broken: list[str]) -> SplitCheck:
     images = sum(len(folder.files) for folder in classes)
-    problems = [*structure_problems(root / place, layout, classes)]
-    if classes and images != layout.images[place]:
-        problems.append(f"{place}/ holds {images:,} images: there should be {layout.images[place]:,}.")
+    problems = [*structure_problems(root / subfolder, layout, classes)]
+    if classes and images != layout.images[subfolder]:
+        problems.append(f"{subfolder}/ holds {images:,} images: there should be {layout.images[subfolder]:,}.")
     for folder in classes:
         for file, size in zip(folder.files, folder.sizes, strict=True):
             if size <= 0:
-                problems.append(f"{place}/{folder.name}/{file} {'is empty' if size == 0 else 'cannot be opened'}.")
+                problems.append(f"{subfolder}/{folder.name}/{file} {'is empty' if size == 0 else 'cannot be opened'}.")
     size = sum(size for folder in classes for size in folder.sizes if size > 0)
-    digest = fingerprint(root, place, classes) if images else ""
-    return SplitCheck(place, len(classes), images, size, digest, (*problems, *broken))
+    digest = fingerprint(root, subfolder, classes) if images else ""
+    return SplitCheck(subfolder, len(classes), images, size, digest, (*problems, *broken))
 
 
-def structure_problems(place: Path, layout: Layout, classes: Sequence[ClassFolder]) -> Iterator[str]:
+def structure_problems(split: Path, layout: Layout, classes: Sequence[ClassFolder]) -> Iterator[str]:
     """What is wrong with the class folders, a sentence each."""
-    name = place.name
-    if not place.is_dir():
-        yield f"{place} is missing."
+    name = split.name
+    if not split.is_dir():
+        yield f"{split} is missing."
         return
-    flat = sum(1 for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    flat = sum(1 for path in split.iterdir() if path.suffix.lower() in SUFFIXES)
     if flat:
         yield (
             f"{name}/ holds {flat:,} images outside of class folders: "
@@ -106,28 +106,28 @@ def shortened(names: Sequence[str]) -> str:
 
 
 class Journal:
-    """A line for each class folder that was decoded: place, name, a hash of its files' names and sizes, what was broken."""
+    """A line for each decoded class folder: subfolder, name, a hash of its files' names and sizes, sentences on broken ones."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[tuple[str, str], dict[str, Any]] = {}
         try:
-            lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # the last may be cut by a kill
+            lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may have cut the last
             for entry in map(json.loads, lines):
-                self.done[entry["place"], entry["name"]] = entry
+                self.done[entry["subfolder"], entry["name"]] = entry
             self.file = path.open("w")
             self.file.writelines(line + "\n" for line in lines)
             self.file.flush()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SanbenchError(f"{path} cannot keep what was decoded: {error}. Name another file with --journal.") from error
 
-    def broken(self, place: str, folder: ClassFolder) -> list[str] | None:
-        """What was found broken in these very files, or None if they were not decoded yet."""
-        entry = self.done.get((place, folder.name))
+    def broken(self, subfolder: str, folder: ClassFolder) -> list[str] | None:
+        """The sentences on broken files of this folder, None if these files were not decoded yet."""
+        entry = self.done.get((subfolder, folder.name))
         return entry["broken"] if entry and entry["files"] == digest(folder) else None
 
-    def add(self, place: str, folder: ClassFolder, broken: list[str]) -> None:
-        entry = {"place": place, "name": folder.name, "files": digest(folder), "broken": broken}
+    def add(self, subfolder: str, folder: ClassFolder, broken: list[str]) -> None:
+        entry = {"subfolder": subfolder, "name": folder.name, "files": digest(folder), "broken": broken}
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
 
@@ -146,34 +146,34 @@ def digest(folder: ClassFolder) -> str:
 def decode_all(
     root: Path, found: dict[str, list[ClassFolder]], broken: dict[str, list[str]], journal: Journal, progress: Report
 ) -> None:
-    """Adds a sentence to `broken[place]` for each image that cannot be decoded. A class folder is one thread's work."""
+    """Add a sentence to `broken[subfolder]` for each image that cannot be decoded. One thread decodes a class folder."""
     left = []
-    for place, classes in found.items():
+    for subfolder, classes in found.items():
         for folder in classes:
-            known = journal.broken(place, folder)
+            known = journal.broken(subfolder, folder)
             if known is None:
-                left.append((place, folder))
+                left.append((subfolder, folder))
             else:
-                broken[place] += known
+                broken[subfolder] += known
     total = sum(len(classes) for classes in found.values())
-    for done, ((place, folder), sentences) in enumerate(in_threads(lambda job: broken_images(root, *job), left), start=1):
-        journal.add(place, folder, sentences)
-        broken[place] += sentences
+    for done, ((subfolder, folder), sentences) in enumerate(in_threads(lambda job: broken_images(root, *job), left), start=1):
+        journal.add(subfolder, folder, sentences)
+        broken[subfolder] += sentences
         progress(Progress("decode, by class folder", total - len(left) + done, total))
     for sentences in broken.values():
         sentences.sort()
 
 
-def broken_images(root: Path, place: str, folder: ClassFolder) -> list[str]:
-    """PIL decides; it lets other threads run while it decodes."""
+def broken_images(root: Path, subfolder: str, folder: ClassFolder) -> list[str]:
+    """A sentence for each image of the class folder that PIL cannot decode."""
     sentences = []
     for file, size in zip(folder.files, folder.sizes, strict=True):
         if size <= 0:
-            continue  # has a sentence of its own
-        path = root / place / folder.name / file
+            continue  # check_split names it
+        path = root / subfolder / folder.name / file
         try:
             with Image.open(path) as image:
                 image.load()
         except PIL_ERRORS as error:
-            sentences.append(f"{place}/{folder.name}/{file} cannot be decoded: {error}.")
+            sentences.append(f"{subfolder}/{folder.name}/{file} cannot be decoded: {error}.")
     return sentences

@@ -1,7 +1,7 @@
-"""DECODERS: from an image file to the pixels that are wanted of it.
+"""DECODERS: from an image file to the resized pixels of a region.
 
-PIL is what published figures were measured with: its pixels are the reference. The others read JPEG files of colour or grey;
-every other file, and whatever libjpeg complains of, is left to PIL, so that all call the same files unreadable.
+Published figures were measured with PIL: its pixels are the reference. The other decoders read JPEG files of colour or grey;
+every other file, and every file that libjpeg rejects, is read by PIL, so that all decoders fail on the same files.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ PIL_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, Syn
 
 
 class Region(NamedTuple):
-    """A box in pixels of the file, and the height and width that it is resized to, with `interpolation` and antialiased.
+    """A box in pixels of the file, and the height and width that it is resized to, with `interpolation`, antialiased.
 
-    `coarse` allows a decoder to decode at a half, quarter or eighth of the resolution, as long as that covers `size`, and to
+    `coarse` allows a decoder to decode at 1/2, 1/4 or 1/8 of the resolution if the box is then no smaller than `size`, and to
     repeat subsampled colour instead of interpolating it.
     """
 
@@ -38,7 +38,7 @@ class Region(NamedTuple):
 
     @property
     def reduction(self) -> int:
-        """The largest of 1, 2, 4, 8 by which the box may be reduced and still covers `size`."""
+        """The largest of 1, 2, 4, 8 by which the box can be divided and is no smaller than `size`."""
         if not self.coarse:
             return 1
         return next(n for n in (8, 4, 2, 1) if n == 1 or (self.height >= n * self.size[0] and self.width >= n * self.size[1]))
@@ -54,39 +54,43 @@ def read_pil(path: str, choose: Choose) -> Tensor:
             image = file.convert("RGB")
     except PIL_ERRORS as error:
         raise UnreadableImage(f"{path} is not a readable image: {error}.") from error
-    view = choose(*image.size)
-    box = (view.left, view.top, view.left + view.width, view.top + view.height)
+    region = choose(*image.size)
+    box = (region.left, region.top, region.left + region.width, region.top + region.height)
     part = image if box == (0, 0, *image.size) else image.crop(box)
-    return F.pil_to_tensor(F.resize(part, list(view.size), InterpolationMode(view.interpolation)))
+    return F.pil_to_tensor(F.resize(part, list(region.size), InterpolationMode(region.interpolation)))
 
 
 def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
-    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29: it may be gone
+    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29
 
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
     return pixels, choose(pixels.shape[2], pixels.shape[1])
 
 
 def decode_turbo(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
-    """A reduced image where the view allows it, and the view in its pixels."""
+    """An image at reduced resolution where the region allows it, and the region in its pixels."""
     from simplejpeg import decode_jpeg, decode_jpeg_header
 
     height, width, colours, _ = decode_jpeg_header(data)
     if colours in ("CMYK", "YCCK"):
         raise ValueError(f"{colours} is left to PIL")
-    view = choose(width, height)
-    n = view.reduction
+    region = choose(width, height)
+    n = region.reduction
     least = {"min_height": -(-height // n), "min_width": -(-width // n), "min_factor": 2} if n > 1 else {}
-    pixels = torch.from_numpy(decode_jpeg(data, fastupsample=view.coarse, **least)).permute(2, 0, 1)
+    pixels = torch.from_numpy(decode_jpeg(data, fastupsample=region.coarse, **least)).permute(2, 0, 1)
     rows, columns = pixels.shape[1] / height, pixels.shape[2] / width
-    left, top = round(view.left * columns), round(view.top * rows)
-    box = {"left": left, "top": top, "width": round(view.width * columns), "height": round(view.height * rows)}
-    return pixels, view._replace(**box, coarse=False)
+    left, top = round(region.left * columns), round(region.top * rows)
+    box = {"left": left, "top": top, "width": round(region.width * columns), "height": round(region.height * rows)}
+    return pixels, region._replace(**box, coarse=False)
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """`read(path, choose)` gives 3 x H x W, uint8; `packages` are what decides its pixels, `needs` a function's home."""
+    """`read(path, choose)` gives 3 x H x W, uint8.
+
+    packages  those that decide the pixels
+    needs     module and name of a function that must be there
+    """
 
     packages: tuple[str, ...]
     decode: Callable[[bytes, Choose], tuple[Tensor, Region]] | None = None
@@ -94,19 +98,19 @@ class Decoder:
 
     @property
     def about(self) -> str:
-        """`PIL 12.0.0`: what a record says."""
+        """`PIL 12.0.0`: how a record names it."""
         return ", ".join(f"{name} {import_module(name).__version__}" for name in self.packages)
 
     def read(self, path: str, choose: Choose) -> Tensor:
-        """Raises UnreadableImage, with the path, for what PIL cannot read either."""
+        """The region that `choose` takes. Raises UnreadableImage, with the path, for a file that PIL cannot read either."""
         if self.decode is None:
             return read_pil(path, choose)
         decoded = self.read_jpeg(path, choose)
         if decoded is None:
             return read_pil(path, choose)
-        pixels, view = decoded
-        part = pixels[None, :, view.top : view.top + view.height, view.left : view.left + view.width]
-        return F.resize(part, list(view.size), InterpolationMode(view.interpolation), antialias=True)[0]
+        pixels, region = decoded
+        part = pixels[None, :, region.top : region.top + region.height, region.left : region.left + region.width]
+        return F.resize(part, list(region.size), InterpolationMode(region.interpolation), antialias=True)[0]
 
     def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, Region] | None:
         assert self.decode is not None
@@ -126,7 +130,7 @@ DECODERS: dict[str, Decoder] = {
 
 
 def find_decoder(name: str) -> Decoder:
-    """Raises InputError for an unknown name and for a decoder that is not installed, or no longer in its package."""
+    """The entry of `name`. Raises InputError for an unknown name and for a decoder that is not installed."""
     if name not in DECODERS:
         raise unknown("decoder", name, DECODERS)
     module, function = DECODERS[name].needs
@@ -140,16 +144,16 @@ def find_decoder(name: str) -> Decoder:
 
 
 def whole(width: int, height: int, side: int) -> Region:
-    """The whole image with its shorter side resized to `side`."""
+    """The whole image, its shorter side resized to `side`."""
     shorter, longer = min(width, height), max(width, height)
     long_side = int(side * longer / shorter)
     return Region(0, 0, width, height, (side, long_side) if height <= width else (long_side, side))
 
 
 def random_box(generator: Any, width: int, height: int, side: int) -> Region:
-    """8 to 100% of the area with sides of 3:4 to 4:3, resized to a square: torchvision's RandomResizedCrop.
+    """A box of 8 to 100% of the area with sides of 3:4 to 4:3, resized to a square, as torchvision's RandomResizedCrop.
 
-    Ten draws from the NumPy `generator`; if none fits into the image, the largest centred box of such sides.
+    The NumPy `generator` draws ten boxes; if none fits into the image, it is the largest centred one of such sides.
     """
     for share, logarithm, across, down in generator.random((10, 4)):
         area = width * height * (0.08 + 0.92 * share)

@@ -22,25 +22,25 @@ SHRUNK = "shrunk.json"  # in the root of a data set that `sanbench data shrink` 
 
 
 class ClassFolder(NamedTuple):
-    """The image files of place/NAME, sorted, and their sizes in bytes: -1 where nothing can be read."""
+    """The image files of a class folder, sorted, and their sizes in bytes: -1 for a file that cannot be opened."""
 
     name: str
     files: list[str]
     sizes: list[int]
-    others: list[str]  # what is there and is no image by its suffix
+    others: list[str]  # files without an image's suffix
 
     def text(self) -> str:
-        """What a fingerprint is made of."""
+        """A line for each image, NAME/FILE SIZE: fingerprints are hashes of these."""
         return "".join(f"{self.name}/{file} {size}\n" for file, size in zip(self.files, self.sizes, strict=True))
 
 
-def class_names(place: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+def class_names(split: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def list_class(place: Path, name: str) -> ClassFolder:
+def list_class(split: Path, name: str) -> ClassFolder:
     found, others = [], []
-    for entry in os.scandir(place / name):
+    for entry in os.scandir(split / name):
         if entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
             others.append(entry.name)
             continue
@@ -50,44 +50,44 @@ def list_class(place: Path, name: str) -> ClassFolder:
     return ClassFolder(name, [file for file, _ in found], [size for _, size in found], sorted(others))
 
 
-def list_classes(place: Path) -> Iterator[ClassFolder]:
-    """All class folders in order, without opening a file."""
-    for name in class_names(place):
-        yield list_class(place, name)
+def list_classes(split: Path) -> Iterator[ClassFolder]:
+    """All class folders of a split's folder in order. No file is opened."""
+    for name in class_names(split):
+        yield list_class(split, name)
 
 
 def shrunk(root: Path) -> dict[str, Any] | None:
-    """What `sanbench data shrink` did to these images. Raises InputError if it is not finished."""
+    """The settings of `sanbench data shrink` if it wrote these images. Raises InputError if it has not finished."""
     path = root / SHRUNK
     if not path.is_file():
         return None
-    said: dict[str, Any] = json.loads(path.read_text())
-    if not said["finished"]:
+    marker: dict[str, Any] = json.loads(path.read_text())
+    if not marker["finished"]:
         raise InputError(f"{root} is not finished: the same `sanbench data shrink` again goes on with it.")
-    return said
+    return marker
 
 
-def fingerprint(root: Path, place: str, classes: Sequence[ClassFolder]) -> str:
-    """SHA-256 over the names and sizes of the files of root/place; `shrunk-256-` stands before it where they were shrunk."""
-    said = shrunk(root)
-    digest = hashlib.sha256(f"{place}\n{json.dumps(said, sort_keys=True) if said else ''}\n".encode())
+def fingerprint(root: Path, subfolder: str, classes: Sequence[ClassFolder]) -> str:
+    """SHA-256 over the names and sizes of the files of root/subfolder; with `shrunk-256-` before it if they were shrunk."""
+    marker = shrunk(root)
+    digest = hashlib.sha256(f"{subfolder}\n{json.dumps(marker, sort_keys=True) if marker else ''}\n".encode())
     for folder in classes:
         digest.update(folder.text().encode(errors="surrogateescape"))
-    return (f"shrunk-{said['size']}-" if said else "") + digest.hexdigest()
+    return (f"shrunk-{marker['size']}-" if marker else "") + digest.hexdigest()
 
 
 class FolderImages(Images):
-    """root/place/CLASS/image files; `class_indices` numbers the class folders of train/ (or, without one, of val/).
+    """The files root/subfolder/CLASS/*; `class_indices` numbers the class folders of train/ (or, without it, of val/).
 
-    Training images are a RandomResizedCrop to `image_size`, others have their shorter side resized to `resize`, by default
-    256/224 of it, with `interpolation`, and the centre cropped; both antialiased. With a `layout` the class folders
-    must be its own. Raises InputError when there is nothing to read.
+    Training images are a RandomResizedCrop to `image_size`. The shorter side of others is resized to `resize`, by default
+    256/224 of `image_size`, with `interpolation`, and the centre cropped. Both are antialiased. With a `layout` the class
+    folders must be those of the layout. Raises InputError for other folders and when there are no images.
     """
 
     def __init__(
         self,
         root: Path,
-        place: str,
+        subfolder: str,
         name: str,
         split: str,
         image_size: int,
@@ -104,8 +104,10 @@ class FolderImages(Images):
         self.widest = (self.resized_side - image_size) // 2
         self.decode = find_decoder(decoder)
         self.decoder = self.decode.about
-        if not (root / place).is_dir():
-            raise InputError(f"There is no folder {root / place}: {name} needs class folders under train/ and val/ of {root}.")
+        if not (root / subfolder).is_dir():
+            raise InputError(
+                f"There is no folder {root / subfolder}: {name} needs class folders under train/ and val/ of {root}."
+            )
         reference = root / "train" if (root / "train").is_dir() else root / "val"
         folders = class_names(reference)
         if layout is not None and set(folders) != set(layout.classes):
@@ -114,19 +116,21 @@ class FolderImages(Images):
                 f"`sanbench data check {name} --data-root {root}` tells what is wrong."
             )
         index, self.classes = class_indices(folders, root)
-        found = list(list_classes(root / place))
+        found = list(list_classes(root / subfolder))
         if not any(folder.files for folder in found):
-            raise InputError(f"{root / place} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")
-        strangers = [folder.name for folder in found if folder.files and folder.name not in index]
-        if strangers:
-            raise InputError(f"{root / place} has class folders that {reference} has not: {', '.join(strangers[:5])}.")
-        paths = [os.path.join(root, place, folder.name, file) for folder in found for file in folder.files]
-        self.files = np.array([os.fsencode(path) for path in paths])  # not a list: workers would copy it, count by count
+            raise InputError(f"{root / subfolder} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")
+        unexpected = [folder.name for folder in found if folder.files and folder.name not in index]
+        if unexpected:
+            raise InputError(f"{root / subfolder} has class folders that {reference} has not: {', '.join(unexpected[:5])}.")
+        paths = [os.path.join(root, subfolder, folder.name, file) for folder in found for file in folder.files]
+        self.files = np.array(
+            [os.fsencode(path) for path in paths]
+        )  # a list would be copied by workers, as its reference counts change
         self.labels = torch.tensor([index[folder.name] for folder in found for _ in folder.files])
-        self.fingerprint = fingerprint(root, place, found)
-        how = "" if interpolation == "bilinear" else f" {interpolation}"
-        done = "random resized crop" if split == "train" else f"shorter side {self.resized_side}{how}, centre crop"
-        self.preprocessing = f"{done} {image_size}"
+        self.fingerprint = fingerprint(root, subfolder, found)
+        method = "" if interpolation == "bilinear" else f" {interpolation}"
+        crop = "random resized crop" if split == "train" else f"shorter side {self.resized_side}{method}, centre crop"
+        self.preprocessing = f"{crop} {image_size}"
 
     def locate(self, index: int) -> str:
         return os.fsdecode(self.files[index])
@@ -137,11 +141,11 @@ class FolderImages(Images):
     def read_one(self, draw: int) -> Tensor:
         path = self.locate(draw % len(self))
         if self.split == "train":
-            return self.decode.read(path, lambda width, height: self.random_view(draw, width, height))
-        return F.center_crop(self.decode.read(path, self.whole_view), [self.image_size + 2 * self.border])
+            return self.decode.read(path, lambda width, height: self.random_region(draw, width, height))
+        return F.center_crop(self.decode.read(path, self.whole_region), [self.image_size + 2 * self.border])
 
-    def whole_view(self, width: int, height: int) -> Region:
+    def whole_region(self, width: int, height: int) -> Region:
         return whole(width, height, self.resized_side)._replace(interpolation=self.interpolation)
 
-    def random_view(self, draw: int, width: int, height: int) -> Region:
+    def random_region(self, draw: int, width: int, height: int) -> Region:
         return random_box(np.random.default_rng((self.seed, draw)), width, height, self.image_size)

@@ -1,4 +1,4 @@
-"""ImageNet's classes and sizes, and the class indices of folders that are named by WNID or by number."""
+"""ImageNet's classes and sizes, and the class indices of folders named by WNID or by number."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def words() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a complete data set holds: class folders in the order of their indices, and images of each split."""
+    """The class folders of a complete data set in the order of their indices, and its number of images by split."""
 
     classes: tuple[str, ...] = field(default_factory=wnids)
     images: Mapping[str, int] = field(default_factory=lambda: {"train": 1_281_167, "val": 50_000})
@@ -41,9 +41,9 @@ class Layout:
 def class_indices(folders: Sequence[str], root: Path) -> tuple[dict[str, int], list[str]]:
     """The index of each class folder, and the names of all classes by index.
 
-    WNIDs of ImageNet, and numbers with gaps, are ImageNet's 1000 indices, however many of them are there; the numbers
-    0, 1, ... without gaps are themselves; other folders are numbered as they sort. Names are ImageNet's words, else the
-    folders', and what `classes.txt` in `root` says instead. Raises InputError for numbers that are no ImageNet index.
+    WNIDs of ImageNet, and numbers with gaps, have ImageNet's 1000 indices, even if some classes are missing; the numbers
+    0, 1, ... without gaps are indices; other folders are numbered in sorted order. A class's name is its line in `classes.txt`
+    of `root`, else ImageNet's word, else the folder's name. Raises InputError for numbers that are no ImageNet index.
     """
     if set(folders) <= set(wnids()):
         index, names = {wnid: n for n, wnid in enumerate(wnids())}, list(words())
@@ -52,7 +52,7 @@ def class_indices(folders: Sequence[str], root: Path) -> tuple[dict[str, int], l
         names = [str(n) for n in range(len(index))] if len(index) < len(wnids()) else list(words())
     else:
         index, names = {name: n for n, name in enumerate(sorted(folders))}, sorted(folders)
-    return index, own_names(index, names, root)
+    return index, renamed_classes(index, names, root)
 
 
 def numbered(folders: Sequence[str], root: Path) -> dict[str, int]:
@@ -68,19 +68,19 @@ def numbered(folders: Sequence[str], root: Path) -> dict[str, int]:
     return {str(n): n for n in range(len(wnids()))} | index
 
 
-def own_names(index: Mapping[str, int], names: list[str], root: Path) -> list[str]:
-    """The names, changed as `classes.txt` says. Raises InputError for a line that is not FOLDER WORDS."""
+def renamed_classes(index: Mapping[str, int], names: list[str], root: Path) -> list[str]:
+    """The names with those of `classes.txt` in their place. Raises InputError for a line that is not FOLDER WORDS."""
     path = root / NAMES_FILE
     if not path.is_file():
         return names
     names = list(names)
     for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
-        folder, _, said = line.strip().partition(" ")
-        if folder not in index or not said.strip():
+        folder, _, name = line.strip().partition(" ")
+        if folder not in index or not name.strip():
             raise InputError(
                 f"{path}: the line {line!r} is not accepted: write a class folder and its name, as in n01440764 tench."
             )
-        names[index[folder]] = said.strip()
+        names[index[folder]] = name.strip()
     twice = {name for name in names if names.count(name) > 1}
     folder_of = {n: folder for folder, n in index.items()}
     return [f"{name} ({folder_of[n]})" if name in twice else name for n, name in enumerate(names)]

@@ -1,9 +1,10 @@
-"""What every data set gives: batches of uint8 images with labels and indices."""
+"""Images: one split of a data set, which gives batches of uint8 images with labels and indices."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,39 +17,46 @@ class Batch(NamedTuple):
     images: Tensor  # N x 3 x H x W, uint8
     labels: Tensor  # N, int64
     indices: Tensor  # N, int64, within the split
-    unreadable: tuple[str, ...] = ()  # a sentence for each image that was asked for and is not in the batch
-    border: int = 0  # pixels on each side that are not the network's input
+    unreadable: tuple[str, ...] = ()  # a sentence for each image that could not be read and is not in the batch
+    border: int = 0  # pixels on each side around the network's input
 
 
 class Images(Dataset[Batch], ABC):
     """One split of a data set.
 
-    It is read by draws: draw d is image d mod len(self), and d div len(self) numbers the epoch, so that a random crop
-    depends on the draw and a seed, not on who reads it or when. Evaluation draws 0..len(self)-1.
+    It is indexed by draws: draw d is image d mod len(self) in epoch d div len(self), so that a random crop depends on the
+    draw and `seed` alone, not on the process that reads it or on the order. Evaluation reads draws 0..len(self)-1.
     """
 
     name: str
     split: str
     classes: list[str]
     labels: Tensor
-    fingerprint: str  # SHA-256 of what the images are
+    fingerprint: str  # SHA-256 of the pixels and labels, of photographs of the files' names and sizes
     decoder: str
-    preprocessing = ""  # what else happened to the pixels of a file
-    seed = 0  # of the random crops that reading makes
-    held_out = True  # whether the test images are others than those an epoch may be chosen on
-    crop_padding = 0  # pixels by which a training image is padded before a random crop of its own size
-    widest = 0  # pixels that there are on each side of the network's input
-    border = 0  # pixels of those that are read
+    preprocessing = ""  # how photographs are resized and cropped
+    seed = 0  # of random crops while reading
+    held_out = True  # whether validation and test images are disjoint
+    crop_padding = 0  # pixels by which a training image is padded before a random crop of its size
+    widest = 0  # pixels that a photograph has on each side around the network's input
+    border = 0  # how many of those are read
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def with_options(self, *, seed: int | None = None, border: int | None = None) -> Self:
+        """A shallow copy that reads with another `seed` or `border`."""
+        images = copy.copy(self)
+        images.seed = self.seed if seed is None else seed
+        images.border = self.border if border is None else border
+        return images
+
     @abstractmethod
     def read(self, draws: Sequence[int]) -> Tensor:
-        """N x 3 x H x W, uint8."""
+        """The images of `draws`, N x 3 x H x W, uint8. Raises UnreadableImage."""
 
     def locate(self, index: int) -> str:
-        """What an error calls image `index`: a path where there is one."""
+        """How errors name image `index`: by its path where it has one."""
         return f"{self.name} {self.split} image {index}"
 
     def __getitems__(self, draws: Sequence[int]) -> Batch:
@@ -56,9 +64,9 @@ class Images(Dataset[Batch], ABC):
         try:
             return Batch(self.read(draws), self.labels[indices], indices, border=self.border)
         except UnreadableImage:
-            return self.read_the_rest(draws)
+            return self.read_singly(draws)
 
-    def read_the_rest(self, draws: Sequence[int]) -> Batch:
+    def read_singly(self, draws: Sequence[int]) -> Batch:
         """The batch without the images that cannot be decoded."""
         found, sentences = [], []
         for draw in draws:

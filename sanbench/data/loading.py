@@ -1,4 +1,4 @@
-"""Batches, read by processes that stay: how many there are, and what is said when one dies."""
+"""Loader: batches from persistent worker processes; how many workers there are, and the error when one dies."""
 
 import atexit
 import os
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from sanbench.data.images import Batch, Images, TensorImages
 from sanbench.errors import SanbenchError, UnreadableImage
 
-MOST_WORKERS = 16  # decode more than a GPU trains on, and each costs memory
+MOST_WORKERS = 16  # they decode faster than a GPU trains, and each takes memory
 
 
 class DeadWorker(SanbenchError):
-    """A process that reads images has died."""
+    """A worker process died."""
 
 
 class Chunks:
@@ -33,9 +33,9 @@ class Chunks:
 
 
 class Loader:
-    """Batches of one split: the processes that read them start at the first `read` and stay until the loader goes.
+    """Batches of one split. Its worker processes start at the first `read` and last as long as the loader.
 
-    Without `workers` there are as many as `default_workers` says. Only `images` and the draws decide what a batch holds.
+    Without `workers` there are `default_workers(images)`. What a batch holds depends on `images` and the draws alone.
     """
 
     def __init__(self, images: Images, workers: int | None = None, skip_bad_images: bool = False) -> None:
@@ -45,9 +45,9 @@ class Loader:
         self.loader = DataLoader(
             images,
             batch_sampler=self.chunks,
-            collate_fn=as_it_is,
+            collate_fn=unchanged,
             num_workers=count,
-            worker_init_fn=leave_signals,
+            worker_init_fn=ignore_signals,
             persistent_workers=count > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -55,8 +55,8 @@ class Loader:
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """A batch for each chunk of draws (see `Images`), in order; a chunk is asked for when a process is free to read it.
 
-        Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` the batch names it instead,
-        unless nothing is left of it. Raises DeadWorker if a process that reads has died.
+        Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` only if no image of the batch
+        can be, and the batch lists the others. Raises DeadWorker if a worker has died.
         """
         self.chunks.current = chunks
         try:
@@ -70,25 +70,25 @@ class Loader:
             raise
 
     def start(self) -> Iterator[Batch]:
-        """The batches of `chunks`. The program's end ends the processes too: they heed no signal, so it would wait for ever."""
-        begun = self.loader._iterator is not None
-        with interrupt_held():
+        """The batches of `chunks`. Workers ignore signals: the program kills them at its exit, to not wait for them."""
+        started = self.loader._iterator is not None
+        with interrupt_postponed():
             stream = iter(self.loader)
-        if not begun:
+        if not started:
             atexit.register(kill, os.getpid(), getattr(stream, "_workers", []))
         return stream
 
     def close(self) -> None:
-        """End the processes. Of a dead one torch would speak again, wherever the program is by then."""
+        """End the workers. If one had died, torch would raise its error again later, in unrelated code."""
         iterator = self.loader._iterator
         if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # the public way is to drop every reference
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # PyTorch has no public method for it
 
 
 def kill(parent: int, workers: Sequence[BaseProcess]) -> None:
-    """Ended politely or not, none of `parent`'s processes stays: something may still hold a loader, or what is left of it."""
+    """Kill the workers of the process `parent` at its exit: a loader that is still referenced would keep them alive."""
     if os.getpid() == parent:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would speak of the dead
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each
         for worker in workers:
             worker.kill()
 
@@ -96,43 +96,43 @@ def kill(parent: int, workers: Sequence[BaseProcess]) -> None:
 def batches(
     images: Images, chunks: Iterable[Sequence[int]], workers: int | None = None, skip_bad_images: bool = False
 ) -> Iterator[Batch]:
-    """The batches of `chunks`, once: see `Loader.read`."""
+    """The batches of `chunks`, from a loader that is used once: see `Loader.read`."""
     return Loader(images, workers, skip_bad_images).read(chunks)
 
 
-def leave_signals(worker: int) -> None:
-    """A terminal, a launcher and a scheduler send their signals to children too: what they ask is for the parent to do.
+def ignore_signals(worker: int) -> None:
+    """Ignore the signals that a terminal, a launcher or a scheduler sends to child processes too.
 
-    Otherwise it would lose the processes that read while it saves. They end when it does.
+    Only the parent reacts to them: it needs its workers while it saves, and they end with it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def interrupt_held() -> Iterator[None]:
-    """Ctrl-C takes effect afterwards: while Python forks, an exception would be printed and forgotten."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+def interrupt_postponed() -> Iterator[None]:
+    """Postpone Ctrl-C to the end of the block: while Python forks, KeyboardInterrupt would be printed and lost."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if came:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
-def as_it_is(batch: Any) -> Any:
-    """`Images` give whole batches already."""
+def unchanged(batch: Any) -> Any:
+    """The batch: `Images.__getitems__` has collated it already."""
     return batch
 
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Where a process that reads images was killed, torch raises a RuntimeError, anywhere: here it becomes a DeadWorker."""
+    """Raise DeadWorker in place of the RuntimeError that torch raises, in any line of the program, when a worker was killed."""
     try:
         yield
     except RuntimeError as error:
@@ -145,9 +145,9 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def default_workers(images: Images, processes: int | None = None) -> int:
-    """None for images in memory; else the CPUs of this process's share, at most 16.
+    """0 for images in memory; else the available CPUs divided by `processes`, at least 1 and at most 16.
 
-    The share is one of `processes` on this machine, which without a number are those that torchrun started.
+    `processes` are those that use this machine together, by default those that torchrun started on it.
     """
     if isinstance(images, TensorImages):
         return 0
@@ -155,19 +155,19 @@ def default_workers(images: Images, processes: int | None = None) -> int:
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: by its affinity, and by the quota of its control groups under `root`, rounded up."""
+    """The CPUs that this process may use by its affinity and by the quota of its control groups under `root`, rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *quotas(root)]))
 
 
 def quotas(root: Path) -> Iterator[int]:
-    """cpu.max of this process's control group and of those above it, in CPUs."""
+    """cpu.max, in CPUs, of this process's control group and of its parents."""
     try:
-        own = (root / "proc/self/cgroup").read_text().split("::", 1)[1].splitlines()[0].strip("/")
+        group_path = (root / "proc/self/cgroup").read_text().split("::", 1)[1].splitlines()[0].strip("/")
     except (OSError, IndexError):  # not Linux, or control groups of version 1
-        own = ""
+        group_path = ""
     top = root / "sys/fs/cgroup"
-    for group in (top / own, *(top / own).relative_to(top).parents):
+    for group in (top / group_path, *(top / group_path).relative_to(top).parents):
         try:
             quota, period = (top / group / "cpu.max").read_text().split()
         except (OSError, ValueError):

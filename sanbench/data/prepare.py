@@ -13,19 +13,19 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.progress import Progress, Report, silent
 
 META = "meta.bin"  # torchvision's: names of the WNIDs, and the WNID of each validation image
-SLACK = 1.05  # of an archive's bytes: what files take beyond their content
-SECONDS = 1.0  # between two looks at how far it is
+SLACK = 1.05  # bytes on disk for a byte of an archive: file systems store whole blocks
+SECONDS = 1.0  # between two reports of progress
 
 
 def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
     """Unpack the devkit, val and train archives in `archives` into root/train/WNID and root/val/WNID.
 
-    What is there is left as it is; an interrupted call goes on: with the classes of train/ that are still packed, with val/
-    from its start. MD5 sums are torchvision's. Raises InputError for what is missing, SanbenchError, with its name, for an
-    archive that is broken, and for a disk that is too small.
+    Existing folders are not changed. An interrupted call goes on with the classes of train/ that are still packed, and with
+    val/ from its start. MD5 sums are torchvision's. Raises InputError for missing archives, SanbenchError for a broken archive,
+    which it names, and for a disk that is too small.
     """
     steps = {"devkit": (root / META, unpack_devkit), "val": (root / "val", unpack_val), "train": (root / "train", unpack_train)}
-    left = {name: step for name, (there, step) in steps.items() if not there.exists()}
+    left = {name: step for name, (target, step) in steps.items() if not target.exists()}
     files = {name: archives / imagenet.ARCHIVE_META[name][0] for name in left}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
@@ -41,15 +41,16 @@ def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
 
 
 def check_space(root: Path, files: dict[str, Path]) -> None:
-    there = sum(path.stat().st_size for path in root.glob("*.partial/**/*") if path.is_file())
-    needed = sum(SLACK * path.stat().st_size for path in files.values()) - there
+    """Raises SanbenchError if the disk of `root` has no space for the content of `files`."""
+    unpacked = sum(path.stat().st_size for path in root.glob("*.partial/**/*") if path.is_file())
+    needed = sum(SLACK * path.stat().st_size for path in files.values()) - unpacked
     free = shutil.disk_usage(root).free
     if needed > free:
         raise SanbenchError(f"{root} has {free / 1e9:,.1f} GB free, and unpacking needs {needed / 1e9:,.1f} GB more.")
 
 
 def unpack_devkit(archive: Path, root: Path, progress: Report) -> None:
-    """Into devkit.partial, from which meta.bin is moved when it is whole."""
+    """Unpack into devkit.partial, from which the complete meta.bin is moved."""
     partial = root / "devkit.partial"
     partial.mkdir(exist_ok=True)
     imagenet.parse_devkit_archive(partial, str(archive))
@@ -59,7 +60,7 @@ def unpack_devkit(archive: Path, root: Path, progress: Report) -> None:
 
 
 def unpack_val(archive: Path, root: Path, progress: Report) -> None:
-    """Into val.partial, which becomes val when it is whole."""
+    """Unpack into val.partial, which is renamed to val when it is complete."""
     partial = root / "val.partial"
     shutil.rmtree(partial, ignore_errors=True)
     wnids = imagenet.load_meta_file(root)[1]
@@ -69,7 +70,7 @@ def unpack_val(archive: Path, root: Path, progress: Report) -> None:
 
 
 def unpack_train(archive: Path, root: Path, progress: Report) -> None:
-    """Into train.partial: first an archive of each class, then their images; torchvision removes an archive that is done."""
+    """Unpack into train.partial first an archive of each class, then these, which torchvision removes one by one."""
     partial = root / "train.partial"
     classes = len(imagenet.load_meta_file(root)[0])
 
@@ -77,7 +78,7 @@ def unpack_train(archive: Path, root: Path, progress: Report) -> None:
         return sum(path.is_dir() and not path.with_suffix(".tar").exists() for path in partial.glob("n*"))
 
     with watched("unpack train, classes", done, classes, progress):
-        if any(path.is_dir() for path in partial.glob("n*")):  # the archives of all classes were there
+        if any(path.is_dir() for path in partial.glob("n*")):  # the archives of all classes were unpacked
             for packed in sorted(partial.glob("n*.tar")):
                 utils.extract_archive(str(packed), str(packed.with_suffix("")), remove_finished=True)
         else:
@@ -88,14 +89,14 @@ def unpack_train(archive: Path, root: Path, progress: Report) -> None:
 
 @contextmanager
 def watched(task: str, count: Callable[[], int], total: int, progress: Report) -> Iterator[None]:
-    """Tells every second how far it is: torchvision's parser does not."""
+    """Report progress every second, which torchvision's parser does not."""
     ended = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not ended.wait(SECONDS):
             progress(Progress(task, min(count(), total - 1), total))
 
-    watcher = threading.Thread(target=look, daemon=True)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield

@@ -16,7 +16,7 @@ from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError
 from sanbench.progress import Progress, Report, silent
 
-PLACES = ("train", "val", "test")
+SUBFOLDERS = ("train", "val", "test")
 QUALITY, SMALLEST = 95, 32
 NAMED = 5
 
@@ -24,30 +24,32 @@ NAMED = 5
 def shrink(source: Path, target: Path, size: int = 256, progress: Report = silent) -> int:
     """Write source/{train,val,test}/CLASS/* to `target` with shorter sides of `size`; the number of images there.
 
-    Lanczos, JPEG of quality 95 (other formats stay what they are), on all CPUs; images that are no larger are copied. What
-    is there is not written again, so an interrupted call goes on. The fingerprint of `target` says that it was shrunk.
-    Raises InputError for wrong folders or sizes, SanbenchError, after all others are written, for images that cannot be read.
+    Images are resized by Lanczos and written as JPEG of quality 95 (other formats are kept), on all CPUs; smaller images are
+    copied. Files that exist are not written again, so that an interrupted call goes on. The fingerprint of `target` says that
+    it was shrunk. Raises InputError for wrong folders or sizes, SanbenchError, when all others are written, for images that
+    cannot be read.
     """
     if size < SMALLEST:
         raise InputError(f"size {size} is not accepted: it must be at least {SMALLEST}.")
-    places = [place for place in PLACES if (source / place).is_dir()]
-    if not places:
+    subfolders = [name for name in SUBFOLDERS if (source / name).is_dir()]
+    if not subfolders:
         raise InputError(f"There is no data set in {source}: it needs class folders under train/ or val/.")
     if target.resolve() == source.resolve():
         raise InputError(f"{target} is not accepted: name another folder than that of the images.")
     if shrunk(source):
         raise InputError(f"{source} was shrunk already: name the folder of the original images.")
-    classes = {place: list(list_classes(source / place)) for place in places}
-    said = {"size": size, "quality": QUALITY, "filter": "lanczos", "pil": PIL.__version__}
-    origin = {place: fingerprint(source, place, found) for place, found in classes.items()}
-    begin(target, said | {"finished": False, "source": str(source.resolve())}, said | {"finished": True, "source": origin})
+    classes = {subfolder: list(list_classes(source / subfolder)) for subfolder in subfolders}
+    settings = {"size": size, "quality": QUALITY, "filter": "lanczos", "pil": PIL.__version__}
+    fingerprints = {subfolder: fingerprint(source, subfolder, found) for subfolder, found in classes.items()}
+    finished = settings | {"finished": True, "source": fingerprints}
+    begin(target, settings | {"finished": False, "source": str(source.resolve())}, finished)
     for name in (NAMES_FILE, "meta.bin"):
         if (source / name).is_file():
             shutil.copy2(source / name, target / name)
-    jobs = [(place, folder.name, file) for place, found in classes.items() for folder in found for file in folder.files]
-    for place, found in classes.items():
+    jobs = [(name, folder.name, file) for name, found in classes.items() for folder in found for file in folder.files]
+    for subfolder, found in classes.items():
         for folder in found:
-            (target / place / folder.name).mkdir(parents=True, exist_ok=True)
+            (target / subfolder / folder.name).mkdir(parents=True, exist_ok=True)
     broken = []
     for done, (_, sentence) in enumerate(in_threads(lambda job: shrink_one(source, target, job, size), jobs), start=1):
         broken += [sentence] if sentence else []
@@ -57,14 +59,15 @@ def shrink(source: Path, target: Path, size: int = 256, progress: Report = silen
         raise SanbenchError(
             f"{len(broken):,} images cannot be shrunk: {'; '.join(sorted(broken)[:NAMED])}{more}. All others are."
         )
-    write_marker(target, said | {"finished": True, "source": origin})
+    write_marker(target, finished)
     return len(jobs)
 
 
 def begin(target: Path, under_way: dict[str, Any], finished: dict[str, Any]) -> None:
-    """Leave a marker that this is under way. Raises InputError if `target` holds anything but this, begun or finished.
+    """Write the marker `under_way`. Raises InputError unless `target` is empty or has this marker or that of `finished`.
 
-    Until it is finished, the source may be mended: it is known by its path. Then it is known by its fingerprints.
+    The unfinished marker names the source by its path, so that its broken images can be replaced, the finished one by its
+    fingerprints.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -78,15 +81,15 @@ def begin(target: Path, under_way: dict[str, Any], finished: dict[str, Any]) -> 
         raise SanbenchError(f"Cannot write {target}: {error.strerror or error}.") from error
 
 
-def write_marker(target: Path, said: dict[str, Any]) -> None:
+def write_marker(target: Path, marker: dict[str, Any]) -> None:
     partial = target / f".{SHRUNK}"
     with partial.open("w") as file:
-        json.dump(said, file, indent=1)
+        json.dump(marker, file, indent=1)
     partial.replace(target / SHRUNK)
 
 
 def shrink_one(source: Path, target: Path, job: tuple[str, str, str], size: int) -> str:
-    """One image, whole or not at all; why not, where that is so."""
+    """Write one image, all or nothing; the error's sentence, empty where there is none."""
     path, final = source.joinpath(*job), target.joinpath(*job)
     if final.is_file():
         return ""
@@ -95,7 +98,7 @@ def shrink_one(source: Path, target: Path, job: tuple[str, str, str], size: int)
         with Image.open(path) as image:
             kind, shorter = image.format, min(image.size)
             if shorter <= size:
-                image.load()  # what is broken is not copied
+                image.load()  # raises for a broken image, which is not copied
                 shutil.copyfile(path, partial)
             else:
                 sides = [max(size, round(side * size / shorter)) for side in image.size]

@@ -1,4 +1,4 @@
-"""One function over many jobs on all CPUs, in threads: PIL lets others run while it decodes, resizes and encodes."""
+"""One function over many jobs in threads on all CPUs: PIL releases the GIL while it decodes, resizes and encodes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int | None = None) -> Iterator[tuple[Job, Result]]:
-    """(job, work(job)) as they are finished. What interrupts the caller, or a failure, ends after the jobs that have begun."""
+    """(job, work(job)) in the order of their end. After an exception no further job is begun."""
     with ThreadPoolExecutor(threads or available_cpus()) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and all that is needed to rebuild them. Nothing is unpickled but tensors and plain values."""
+"""Checkpoints: weights and all that is needed to rebuild the network. Only tensors and plain values are unpickled."""
 
 import hashlib
 import os
@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 
 from sanbench.errors import InputError, SanbenchError, validated
-from sanbench.models import Classifier, ModelSpec, build_model
+from sanbench.models import Classifier, build_model
 from sanbench.models.weights import load_weights, read_file
+from sanbench.store.schema import ModelSpec
 
 FORMAT = "sanbench checkpoint 1"
 
 
 def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
-    """Write weights, `model.spec` and `about` (plain values) to `path`. Raises SanbenchError as `write_whole`."""
+    """Write weights, `model.spec` and `about` (plain values) to `path`. Raises SanbenchError as `write_whole` does."""
     write_whole(path, {"format": FORMAT, "model": model.spec.model_dump(), "state_dict": model.state_dict(), **about})
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`, all or nothing. Raises SanbenchError where the disk does not take them."""
+    """Write tensors and plain values to `path`, all or nothing. Raises SanbenchError where the file cannot be written."""
     write_file(path, lambda file: torch.save(content, file))
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """What `write` writes becomes `path`, all or nothing. Raises SanbenchError where the disk does not take it."""
+    """Make `path` of what `write` writes, all or nothing. Raises SanbenchError where the file cannot be written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -66,6 +67,7 @@ def load_model(path: Path | str) -> Classifier:
 
 
 def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
+    """The network of the `content` of `path`, in evaluation mode. Raises as `load_model` does."""
     spec = validated(ModelSpec, "model", **content["model"])
     model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
     load_weights(model, content["state_dict"], path, spec.label)

@@ -1,4 +1,4 @@
-"""Networks as files for other programs. None of the three needs this toolkit to be read."""
+"""Networks as files for other programs. All three formats are read without this toolkit."""
 
 import importlib.util
 import json
@@ -34,8 +34,8 @@ def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Tensor]]:
 
 
 @contextmanager
-def forgotten_footprints() -> Iterator[None]:
-    """Tracing must not meet indices from before, nor leave its own, which hold no numbers, to those who compute."""
+def empty_footprint_cache() -> Iterator[None]:
+    """Empty the cache of neighbour indices before and after: a trace must not use real ones, nor a network traced ones."""
     neighbours.cache_clear()
     try:
         yield
@@ -46,13 +46,13 @@ def forgotten_footprints() -> Iterator[None]:
 def trace(model: Classifier, image_size: int) -> ExportedProgram:
     """N x 3 x image_size x image_size in [0, 1], any N -> logits, in operators of PyTorch alone."""
     images = torch.zeros(2, 3, image_size, image_size)
-    with torch.no_grad(), forgotten_footprints():
+    with torch.no_grad(), empty_footprint_cache():
         program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: Dim("N")},))
         return program.run_decompositions(decompositions())
 
 
 def to_safetensors(model: Classifier, image_size: int) -> bytes:
-    """The state dict; `build_model` with what the metadata's `model` says takes it."""
+    """The state dict, which fits what `build_model` makes of the metadata's `model`."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return save(tensors, {"model": json.dumps(model.spec.model_dump())})
 

@@ -16,17 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor, nn
 
 from sanbench.errors import InputError, unknown, validated
-from sanbench.models import IMAGENET_MEAN, IMAGENET_STD, SMALLEST_IMAGE, Classifier, ModelSpec
+from sanbench.models import SMALLEST_IMAGE, Classifier
 from sanbench.models.weights import load_weights, read_weights
+from sanbench.store.schema import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Triple
 
 Build = Callable[..., nn.Module]  # takes num_classes, unless it has no such parameter
-Triple = tuple[float, float, float]
 
 
 class Preprocessing(BaseModel):
-    """What becomes of a photograph: its shorter side `resize`, of that the centre `crop`, then (pixels - mean) / std.
+    """A photograph's shorter side is resized to `resize`, its centre cropped to `crop`, then (pixels - mean) / std.
 
-    Without `resize` it is 256/224 of `crop`. Images that are no photographs in folders are taken as they are.
+    `resize` is 256/224 of `crop` by default. Images of data sets in memory are neither resized nor cropped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,23 +58,23 @@ class Preprocessing(BaseModel):
         return self
 
 
-class Found(NamedTuple):
-    """How a network is built, and the preprocessing that its source states."""
+class Factory(NamedTuple):
+    """The function that builds a network, and the preprocessing that its library documents."""
 
     build: Build
-    stated: dict[str, Any]
+    preprocessing: dict[str, Any]
 
 
-def from_torchvision(name: str) -> Found:
+def from_torchvision(name: str) -> Factory:
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise unknown("torchvision model", name, known)
-    return Found(lambda **options: models.get_model(name, weights=None, **options), {})
+    return Factory(lambda **options: models.get_model(name, weights=None, **options), {})
 
 
-def from_timm(name: str) -> Found:
+def from_timm(name: str) -> Factory:
     if importlib.util.find_spec("timm") is None:
         raise InputError(f"timm:{name} is not accepted here: timm is missing, pip install 'sanbench[timm]'.")
     import timm
@@ -83,20 +83,20 @@ def from_timm(name: str) -> Found:
         nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise InputError(f"Unknown timm model {name!r}.{hint} timm.list_models() has all {len(timm.list_models()):,}.")
-    stated = timm.get_pretrained_cfg(name)
-    assert stated is not None
-    crop = stated.input_size[-1]
-    view = {"mean": stated.mean, "std": stated.std, "crop": crop, "resize": int(crop / stated.crop_pct)}
-    if stated.crop_mode != "center":
-        raise InputError(f"timm:{name} is not accepted: it wants crop mode {stated.crop_mode}, accepted is center.")
-    return Found(lambda **options: timm.create_model(name, **options), {**view, "interpolation": stated.interpolation})
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    if config.crop_mode != "center":
+        raise InputError(f"timm:{name} is not accepted: it wants crop mode {config.crop_mode}, accepted is center.")
+    crop = config.input_size[-1]
+    sides = {"crop": crop, "resize": int(crop / config.crop_pct), "interpolation": config.interpolation}
+    return Factory(lambda **options: timm.create_model(name, **options), {"mean": config.mean, "std": config.std, **sides})
 
 
-def from_module(name: str) -> Found:
-    """`package.module:function`, found as Python finds modules, and in the folder that the command is typed in."""
+def from_module(name: str) -> Factory:
+    """`package.module:function`, imported from Python's path and from the working directory."""
     path, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # processes that this one starts are given its path
+        sys.path.append(os.getcwd())  # child processes are given the same path
     try:
         module = importlib.import_module(path)
     except (ImportError, SyntaxError, ValueError, TypeError) as error:
@@ -105,10 +105,10 @@ def from_module(name: str) -> Found:
     build = getattr(module, attribute, None)
     if not callable(build):
         raise InputError(f"{name} is not accepted: {path} has no function {attribute!r}.")
-    return Found(build, {})
+    return Factory(build, {})
 
 
-SOURCES: dict[str, Callable[[str], Found]] = {"torchvision": from_torchvision, "timm": from_timm}
+LIBRARIES: dict[str, Callable[[str], Factory]] = {"torchvision": from_torchvision, "timm": from_timm}
 
 
 def is_external(name: str) -> bool:
@@ -116,27 +116,28 @@ def is_external(name: str) -> bool:
     return ":" in name
 
 
-def load_external(name: str, weights: Path, **chosen: Any) -> tuple[Classifier, Preprocessing]:
+def load_external(name: str, weights: Path, **preprocessing: Any) -> tuple[Classifier, Preprocessing]:
     """The network `name` with the state dict in `weights` (see `read_weights`), in evaluation mode on the CPU.
 
-    `chosen` are fields of `Preprocessing`; what is not chosen is what the source states (timm does), else as the paper's.
-    The classes are those of the head in the file. torchvision's own weights of googlenet and inception_v3 want mean and std
-    0.5. Raises InputError for unknown names and values and for what gives no logits, SanbenchError for weights that do not fit.
+    `preprocessing` holds fields of `Preprocessing`; the others are what the library documents (timm does), else the paper's.
+    The number of classes is that of the head in the file. torchvision's own weights of googlenet and inception_v3 want mean
+    and std 0.5. Raises InputError for unknown names and values and for a network that gives no logits, SanbenchError for
+    weights that do not fit.
     """
-    source, _, rest = name.partition(":")
-    found = SOURCES[source](rest) if source in SOURCES else from_module(name)
-    view = validated(Preprocessing, "preprocessing", **{**found.stated, **chosen})
+    library, _, model = name.partition(":")
+    factory = LIBRARIES[library](model) if library in LIBRARIES else from_module(name)
+    applied = validated(Preprocessing, "preprocessing", **{**factory.preprocessing, **preprocessing})
     tensors, _ = read_weights(weights)
-    network = build_fitting(name, found.build, tensors)
+    network = build_fitting(name, factory.build, tensors)
     load_weights(network, tensors, weights, name)
-    shown = view.model_dump(include={"resize", "crop", "interpolation"}, exclude_defaults=True)
-    classes = count_classes(name, network.eval(), view.crop)
-    spec = ModelSpec(name=name, num_classes=classes, mean=view.mean, std=view.std, variation=shown)
-    return Classifier(spec, network).eval(), view
+    variation = applied.model_dump(include={"resize", "crop", "interpolation"}, exclude_defaults=True)
+    classes = count_classes(name, network.eval(), applied.crop)
+    spec = ModelSpec(name=name, num_classes=classes, mean=applied.mean, std=applied.std, variation=variation)
+    return Classifier(spec, network).eval(), applied
 
 
 def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network with as many classes as the one size that a head in the file has in place of the default's."""
+    """The network with the file's number of classes: where one length differs from the default network's, it is that."""
     parameters = inspect.signature(build).parameters
     takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     needs_classes = "num_classes" in parameters and parameters["num_classes"].default is inspect.Parameter.empty
@@ -155,7 +156,7 @@ def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.
 
 @torch.no_grad()
 def count_classes(name: str, network: nn.Module, side: int) -> int:
-    """How many logits it gives for an image of `side` x `side`."""
+    """How many logits `network` gives for an image of `side` x `side`. Raises InputError where it gives none."""
     try:
         logits = network(torch.zeros(1, 3, side, side))
     except (RuntimeError, AssertionError, ValueError) as error:

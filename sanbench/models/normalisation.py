@@ -13,7 +13,7 @@ from sanbench.ops.normalise import channel_moments, normalised_relu
 
 Out = TypeVar("Out")
 
-RECOMPUTED = 2**16  # numbers an image; computing smaller maps again saves less memory than it costs time
+RECOMPUTED = 2**16  # elements of an image's map; recomputing smaller maps saves little memory for its time
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -91,10 +91,10 @@ def normalised(
     function: Callable[[Tensor], Out],
     activation: Callable[[Tensor, Tensor, Tensor], Tensor] = normalised_relu,
 ) -> Out:
-    """function(relu(norm(x))). In training x alone is kept of a large map: the backward computes again what `function` keeps.
+    """function(relu(norm(x))). Of a large map only x is kept in training: the backward pass recomputes what `function` keeps.
 
-    `activation` takes x, scale and shift; another one than `normalised_relu` does more in the same pass. The moments are
-    not computed again, so that averages run once and processes meet once.
+    `activation` takes x, scale and shift; one that pools too saves a pass over the map. The moments are
+    not computed again, so that the running averages are updated once and processes communicate once.
     """
     assert isinstance(norm, nn.BatchNorm2d)
     moments = channel_moments(x) if norm.training else None
@@ -110,9 +110,9 @@ def normalised(
 
 
 def is_fixed(module: nn.Module, x: Tensor) -> bool:
-    """Whether `module` maps x by constants: nothing normalises by the batch and no parameter asks for a gradient.
+    """Whether `module` maps x by constants: nothing normalises by the batch and no parameter requires a gradient.
 
-    Then `normalised_linear` serves, which has a kernel on CPUs, outside autocast.
+    Then `normalised_linear` can be used, which has a kernel for CPUs, outside autocast.
     """
     if module.training or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False

@@ -1,5 +1,6 @@
 """ResNet baselines: torchvision's bottleneck ResNet with the block counts of the paper's comparison."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,8 +32,13 @@ class Scaled(ResNet):  # type: ignore[misc]  # torchvision has no types
         return super()._make_layer(block, max(8, round(planes * self.width / 8) * 8), *rest, **options)
 
 
-def resnet(config: ResNetConfig, num_classes: int) -> ResNet:
+def build(config: ResNetConfig, num_classes: int) -> ResNet:
     """Normalised images N x 3 x H x W, H and W from 32 up -> logits N x num_classes."""
     if config.width != 1:
         return Scaled(config, num_classes)
     return ResNet(Bottleneck, list(config.blocks), num_classes=num_classes)
+
+
+def residual_ends(network: nn.Module) -> Iterator[nn.Module]:
+    """The last batch normalisation of every block's branch."""
+    return (module.bn3 for module in network.modules() if isinstance(module, Bottleneck))

@@ -1,6 +1,7 @@
 """Self-Attention Networks (Zhao, Jia, Koltun, CVPR 2020) and every variation of the paper's ablations."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -20,6 +21,24 @@ STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
 SHARE = 8  # value channels that share one attention weight
 DEFAULT_RELATION = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": "dot"}
 SCALAR_RELATIONS = ("dot",)
+AUTHORS_BLOCK = {  # tensors of a block here and in the authors' checkpoints
+    "before.0": "bn1",
+    "attention.phi": "sam.conv1",
+    "attention.psi": "sam.conv2",
+    "attention.beta": "sam.conv3",
+    "attention.gamma": "sam.conv_w",
+    "attention.position": "sam.conv_p",
+    "after.0": "bn2",
+    "expand": "conv",
+}
+AUTHORS_NAMES = {  # regular expression for the beginning of a tensor's name here -> its beginning there
+    r"stem\.0\.": "conv_in.",
+    r"stem\.1\.": "bn_in.",
+    r"stages\.(\d)\.1\.": r"conv\1.",
+    r"stages\.(\d)\.3\.": r"bn\1.",
+    **{rf"stages\.(\d)\.2\.(\d)\.{re.escape(here)}\.": rf"layer\1.\2.{there}." for here, there in AUTHORS_BLOCK.items()},
+    r"classifier\.": "fc.",
+}
 
 
 class SANConfig(BaseModel):
@@ -220,3 +239,8 @@ class SAN(nn.Module):
             x = blocks(normalised(norm, x, linear, pool))
             norm, pool = following, normalised_pool
         return self.classifier(normalised(norm, x, partial(torch.mean, dim=(2, 3))))
+
+
+def residual_ends(network: nn.Module) -> Iterator[nn.Module]:
+    """The last linear of every block."""
+    return (module.expand for module in network.modules() if isinstance(module, Block))

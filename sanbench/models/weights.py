@@ -1,4 +1,4 @@
-"""Files of weights that anyone may have written: tensors by name. Nothing is unpickled but tensors and plain values."""
+"""Files of weights from anywhere: tensors by name. Only tensors and plain values are unpickled."""
 
 import pickle
 import re
@@ -18,9 +18,8 @@ from sanbench.errors import InputError, SanbenchError
 
 SHOWN = 20  # names of each kind that an error lists
 SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS: list[
-    Any
-] = [  # an accuracy beside the weights is often one; numpy 1 wrote the constructor's name without the underscore
+# An accuracy beside the weights is often a NumPy scalar; NumPy 1 wrote the constructor's name without the underscore.
+NUMPY_SCALARS: list[Any] = [
     *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
@@ -28,7 +27,7 @@ NUMPY_SCALARS: list[
 
 
 def read_file(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU. Raises InputError if there is no such file, SanbenchError if it cannot be used."""
+    """Load a file of `torch.save` to the CPU. Raises InputError if there is none, SanbenchError if it cannot be used."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
     try:
@@ -41,18 +40,18 @@ def read_file(path: Path) -> Any:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state dict, and what else the file says: .safetensors, or torch.save of a state dict or of a dict with `state_dict`.
+    """A state dict, and the other values in the file: .safetensors, or torch.save of a state dict or a dict with `state_dict`.
 
-    `module.`, which data-parallel training puts before every name, is taken off. Raises as `read_file`.
+    `module.`, which data-parallel training puts before every name, is removed. Raises as `read_file` does.
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_file(path)
     about: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         about, content = content, content["state_dict"]
-    strangers = [] if isinstance(content, dict) else [type(content).__name__]
-    strangers = strangers or [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strangers or not content:
-        found = ", ".join(strangers[:SHOWN]) or "nothing"
+    unfit = [] if isinstance(content, dict) else [type(content).__name__]
+    unfit = unfit or [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if unfit or not content:
+        found = ", ".join(unfit[:SHOWN]) or "nothing"
         raise SanbenchError(f"{path} is not a state dict, it holds {found}: accepted are tensors by name.")
     if all(name.startswith("module.") for name in content):
         consume_prefix_in_state_dict_if_present(content, "module.")
@@ -75,7 +74,9 @@ def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: P
         for name, tensor in wanted.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]  # old files
+    missing = [
+        name for name in wanted if name not in found and not name.endswith("num_batches_tracked")
+    ]  # PyTorch before 0.4.1 wrote none
     kinds = {"missing": missing, "unknown": [name for name in found if name not in wanted], "of another shape": shapes}
     wrong = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
     if wrong:
@@ -83,7 +84,7 @@ def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: P
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path | str, label: str) -> None:
-    """`network.load_state_dict(weights)`. Raises SanbenchError as `check_fit`."""
+    """Call `network.load_state_dict(weights)`. Raises SanbenchError as `check_fit` does."""
     check_fit(network.state_dict(), weights, path, label)
     network.load_state_dict(weights, strict=False)
 

@@ -1,4 +1,4 @@
-"""RECIPES: how a network is trained, as values."""
+"""TrainConfig and RECIPES: everything that decides a training, as frozen values."""
 
 from math import cos, pi
 from pathlib import Path
@@ -6,27 +6,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sanbench.data import Source, find_dataset
+from sanbench.data import ReadOptions, find_dataset
 from sanbench.errors import unknown, validated
-from sanbench.models import ModelSpec, model_config, resolve
-from sanbench.models.san import SANConfig
+from sanbench.models import family_of, resolve
+from sanbench.store.schema import ModelSpec
 
 
 class Recipe(BaseModel):
-    """`Recipe(epochs=100, batch_size=256, lr=0.1)`.
+    """How a network is trained: `Recipe(epochs=100, batch_size=256, lr=0.1)`.
 
-    lr            base learning rate, reached after `warmup_epochs` of linear rise, then falls to 0 on a cosine
+    lr            base learning rate: the rate rises to it linearly in `warmup_epochs`, then falls to 0 on a cosine
     cosine_steps  lower the rate at every step, not only at every epoch
-    crops         pad and crop the images of sets that fit in memory; those in folders always have the paper's crops
-    zero_init     let every block begin as the identity: a SAN learns faster so, a patchwise one most
+    crops         pad and crop the images of data sets in memory; photographs always have the paper's crops
+    zero_init     begin with every block as the identity: SANs then learn faster, patchwise ones most
     optimizer     SGD with momentum (PyTorch's, weight decay in the gradient) or AdamW
-    decay_norms   decay norms and biases too, as the paper does
-    mixup, cutmix alpha of the Beta distribution that mixing is drawn from; 0 is off, with both each step draws one of them
+    decay_norms   decay the parameters of norms and biases too, as the paper does
+    mixup, cutmix alpha of the Beta distribution of the mixing ratio; 0 is off, with both each step draws one of them
     randaugment   magnitude of two random operations on each image, up to 30; 0 is off
-    ema           decay a step of an average of the weights, which is then what is validated and kept; 0 is off
+    ema           decay per step of an average of the weights, which is then validated and kept; 0 is off
     clip          largest norm of the gradient of all parameters; 0 is off
-    sync_bn       normalise by the images of all processes, not by each process's own
-    select        which epoch is evaluated: the best by validation top-1, or the last
+    sync_bn       batch normalisation over the images of all processes instead of each process's
+    select        the epoch that is evaluated: the best by validation top-1, or the last
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,9 +61,10 @@ class Recipe(BaseModel):
 
 
 RECIPES: dict[str, Recipe] = {
-    # The paper's and the released configuration's. They chose the epoch on the images they report; here the last is taken.
+    # The paper's, and the configuration file's of its code. The authors chose the best epoch on the images that they report;
+    # here it is the last one.
     "paper": Recipe(epochs=100, batch_size=256, lr=0.1, select="last"),
-    # For small sets on small machines.
+    # For small data sets on small machines.
     "short": Recipe(
         epochs=15, batch_size=64, lr=0.0025, optimizer="adamw", weight_decay=0.05, warmup_epochs=1, cosine_steps=True
     ),
@@ -71,12 +72,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 class RuntimeOptions(BaseModel):
-    """How a run is computed: a resumed run may change these, and is the same run.
+    """How a run is computed: options that a resume may change.
 
-    workers          processes that decode images; None: as many as `sanbench.data.default_workers` says
-    accumulate       parts that a process's share of a global batch is computed in, one after another
+    workers          processes that decode images; None is `sanbench.data.default_workers`
+    accumulate       parts of a process's share of a global batch, computed one after another
     skip_bad_images  leave out images that cannot be decoded, up to 0.1% of them
-    save_minutes     time between two checkpoints within an epoch
+    save_minutes     minutes between two checkpoints within an epoch
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,11 +93,12 @@ class RuntimeOptions(BaseModel):
 
 
 class TrainConfig(RuntimeOptions):
-    """All that decides a run.
+    """Everything that decides a run.
 
-    decoder        of images in folders; turbo is the fastest, pil what published networks were trained with
+    image_size     side of the crops of photographs, in pixels
+    decoder        of photographs: turbo is the fastest, published networks were trained with pil
     precision      bf16 and fp16 are autocast; auto is bf16 on CUDA, fp32 elsewhere
-    deterministic  on CUDA, only operators that repeat bit for bit
+    deterministic  use only operators that repeat bit for bit on CUDA
     """
 
     model: ModelSpec
@@ -109,8 +111,8 @@ class TrainConfig(RuntimeOptions):
     deterministic: bool = False
 
     @property
-    def source(self) -> Source:
-        return Source(self.data_root, self.image_size, self.download, self.decoder)
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(self.data_root, self.image_size, self.download, self.decoder)
 
 
 def configure(
@@ -121,27 +123,25 @@ def configure(
     changes: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainConfig:
-    """A run from names. `changes` are fields of the recipe or of the network, `options` those of `TrainConfig`.
+    """A run from names. `changes` are fields of the recipe or of the network's family, `options` those of `TrainConfig`.
 
-    The classes are filled in by `train`, which sees the images. Raises InputError for unknown names and fields.
+    `train` sets the number of classes when it has read the labels. Raises InputError for unknown names and fields.
     """
-    changes = dict(changes or {})
-    entry, _ = find_dataset(data, Source())
+    changes = changes or {}
+    entry, _ = find_dataset(data, ReadOptions())
     if recipe is not None and recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     base = RECIPES[recipe or entry.recipe]
-    name, _ = resolve(model)
-    known = {*Recipe.model_fields, *SANConfig.model_fields} - {"blocks"}
+    known = {*Recipe.model_fields, *family_of(resolve(model)[0]).fields}
     for field in changes:
         if field not in known:
             raise unknown("field", field, known)
-    ours = {field: changes.pop(field) for field in list(changes) if field in Recipe.model_fields}
-    chosen = validated(Recipe, "recipe", **{**base.model_dump(), **ours})
+    of_recipe = {field: value for field, value in changes.items() if field in Recipe.model_fields}
+    chosen = validated(Recipe, "recipe", **{**base.model_dump(), **of_recipe})
     if chosen.warmup_epochs >= chosen.epochs:
         chosen = chosen.model_copy(update={"warmup_epochs": chosen.epochs / 2})
-    name, variation = resolve(model, **changes)
-    config = model_config(name, **variation)
-    spec = ModelSpec(name=name, variation={field: getattr(config, field) for field in sorted(variation)})
+    name, variation = resolve(model, **{field: value for field, value in changes.items() if field not in of_recipe})
+    spec = ModelSpec(name=name, variation=variation)
     return validated(TrainConfig, "training", model=spec, data=data, recipe=chosen, **options)
 
 
@@ -154,7 +154,7 @@ def reconfigure(
     changes: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainConfig:
-    """The run of `base` with what is named changed, by the rules of `configure`."""
+    """The run of `base` with other values where there are arguments. Raises InputError as `configure` does."""
     kept = {name: getattr(base, name) for name in TrainConfig.model_fields if name not in ("model", "data", "recipe")}
     before = {**({} if recipe else base.recipe.model_dump()), **base.model.variation}
     return configure(

@@ -1,23 +1,28 @@
-"""Subjects: trained networks under test, and the images that each is shown."""
+"""EvaluatedModel: the networks that are evaluated, from runs, checkpoint files or other libraries, and their images."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sanbench.data import Images, Source, load_dataset
-from sanbench.errors import InputError
+from sanbench.data import Images, ReadOptions, find_dataset, load_dataset
+from sanbench.errors import InputError, unknown
 from sanbench.models import Classifier
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
-from sanbench.models.external import load_external
+from sanbench.models.external import is_external, load_external
+from sanbench.runs.run import all_runs
+from sanbench.store.schema import Network
+
+TRAINING = ("recipe", "seed", "epoch", "train_images", "train_seconds", "imported")  # keys of a checkpoint that a record has
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A trained network under test and what a record must say of its past; what a file does not tell is missing or None.
+    """A trained network with what a record says of its training; what its file does not say is missing or None.
 
-    data   what it was trained on, name and root, and how photographs are shown to it: image_size and where stated
-           resize and interpolation
-    asked  what of resize, crop and interpolation a command asked for
+    data           the data set that it was trained on, name and root, and how photographs are shown to it: image_size, and
+                   for an external network resize and interpolation
+    preprocessing  those of resize, crop and interpolation that a command asked for
     """
 
     model: Classifier
@@ -26,48 +31,94 @@ class EvaluatedModel:
     data: dict[str, Any]
     training: dict[str, Any]
     selection: str
-    asked: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> Network:
+        """How a record names it."""
+        return Network(**self.model.spec.model_dump(), weights=self.weights)
 
     @classmethod
     def load(cls, checkpoint: Path, run: str) -> "EvaluatedModel":
-        """From a checkpoint that training or an import wrote. Raises InputError or SanbenchError as `load_model`."""
+        """The network of a checkpoint of training or import. Raises InputError or SanbenchError as `load_model` does."""
         content = read_checkpoint(checkpoint)
         model = rebuild(content, checkpoint)
-        told = ("recipe", "seed", "epoch", "train_images", "train_seconds", "imported")
-        training = {name: content[name] for name in told if name in content}
+        training = {name: content[name] for name in TRAINING if name in content}
         return cls(model, weights_hash(model.state_dict()), run, content["data"], training, content["selection"])
 
     @classmethod
-    def foreign(cls, name: str, weights: Path, **chosen: Any) -> "EvaluatedModel":
-        """Another's network, see `load_external`, which raises; the weights' file gives it the name of a run."""
-        model, view = load_external(name, weights, **chosen)
-        data = {"name": None, "root": "data", "image_size": view.crop, **view.model_dump(include={"resize", "interpolation"})}
-        asked = {name: value for name, value in chosen.items() if name in ("resize", "crop", "interpolation")}
+    def external(cls, name: str, weights: Path, **preprocessing: Any) -> "EvaluatedModel":
+        """A network of another library, under its file's name. Raises as `load_external` does."""
+        model, applied = load_external(name, weights, **preprocessing)
+        data = {"name": None, "root": "data", "image_size": applied.crop}
+        data |= applied.model_dump(include={"resize", "interpolation"})
+        asked = {name: value for name, value in preprocessing.items() if name in ("resize", "crop", "interpolation")}
         return cls(model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked)
 
 
-def test_images(evaluated: EvaluatedModel, name: str | None, root: Path | None, decoder: str) -> Images:
-    """The test split of the data that the evaluated was trained on, or of another set or place.
+def load_evaluated(
+    names: Sequence[str], root: Path, weights: Sequence[Path] = (), preprocessing: Mapping[str, Any] | None = None
+) -> list[EvaluatedModel]:
+    """The networks of runs, of checkpoint files or of other libraries; without names, of every finished run under `root`.
 
-    Raises InputError if neither is known, and for images that cannot be shown as the evaluated asks for.
+    Each external network (see `load_external`) takes the next file of `weights`, and all of them `preprocessing`. Raises
+    InputError for a name that is none of these and for too few or too many `weights`, SanbenchError for a file that cannot
+    be used.
     """
-    place = root or Path(evaluated.data["root"])
+    preprocessing = preprocessing or {}
+    runs = {run.name: run for run in all_runs(root)}
+    names = names or [run.name for run in runs.values() if run.is_finished()]
+    if not names:
+        raise InputError(f"There is no finished run under {root}: `sanbench train san10` makes one.")
+    external = [name for name in names if is_external(name) and name not in runs and not Path(name).is_file()]
+    check_weights(external, weights, preprocessing)
+    files = iter(weights)
+
+    def load(name: str) -> EvaluatedModel:
+        if name in external:
+            return EvaluatedModel.external(name, next(files), **preprocessing)
+        if name in runs:
+            return EvaluatedModel.load(runs[name].checkpoint, name)
+        if Path(name).is_file():
+            return EvaluatedModel.load(Path(name), Path(name).stem)
+        raise unknown("run or checkpoint file", name, runs)
+
+    return [load(name) for name in names]
+
+
+def check_weights(external: Sequence[str], weights: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
+    """Raises InputError unless there is one file of weights for each external network."""
+    if not external and (weights or preprocessing):
+        options = ", ".join(f"--{name}" for name in ["weights"] * bool(weights) + [*preprocessing])
+        raise InputError(f"{options} is not accepted for a run: it is for networks from elsewhere, as torchvision:resnet50 is.")
+    if len(external) != len(weights):
+        raise InputError(
+            f"{', '.join(external)} with {len(weights)} --weights is not accepted: each network from elsewhere takes one "
+            "--weights FILE, in the same order."
+        )
+
+
+def test_images(evaluated: EvaluatedModel, name: str | None, root: Path | None, decoder: str) -> Images:
+    """The test split of the data set that the network was trained on, or of the data set `name`, in `root`.
+
+    Raises InputError if neither is known, and for preprocessing that was asked for and that these images do not have.
+    """
     name = name or evaluated.data["name"]
     if name is None:
         raise InputError(f"{evaluated.model.spec.name} does not say what it was trained on: name a data set with --data.")
-    stated = {option: evaluated.data[option] for option in ("image_size", "resize", "interpolation") if option in evaluated.data}
-    images = load_dataset(name, "test", Source(place, decoder=decoder, **stated))
+    shown = {option: evaluated.data[option] for option in ("image_size", "resize", "interpolation") if option in evaluated.data}
+    images = load_dataset(name, "test", ReadOptions(root or Path(evaluated.data["root"]), decoder=decoder, **shown))
     if not images.preprocessing:
         side = images.read([0]).shape[-1]
-        for option, value in evaluated.asked.items():
+        for option, value in evaluated.preprocessing.items():
             if (option, value) != ("crop", side):
                 raise InputError(f"{option} {value} is not accepted: the images of {name} stay as they are, {side} x {side}.")
     return images
 
 
 def image_side(evaluated: EvaluatedModel) -> int:
-    """Of the images that the evaluated was trained on; what photographs are cropped to, where the data is not told."""
+    """The side in pixels of the images that the network was trained on; `image_size` where the data set is not known."""
     name = evaluated.data["name"]
-    if name is None or name == "imagenet" or name.startswith("folder:"):
+    if name is None or find_dataset(name, ReadOptions())[0].photographs:
         return int(evaluated.data["image_size"])
     return test_images(evaluated, None, None, "pil").read([0]).shape[-1]

@@ -1,38 +1,36 @@
-"""Runs: folders under runs/, and the trained networks in them."""
+"""Run: a training on disk, a folder under runs/."""
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from sanbench.errors import InputError, SanbenchError, unknown
-from sanbench.runs.evaluated import EvaluatedModel
-from sanbench.models.external import is_external
+from sanbench.errors import InputError, SanbenchError
 from sanbench.runs.config import RuntimeOptions, TrainConfig
 
-LOCKED: set[TextIO] = set()  # config.json of the runs that this process holds
+LOCKED: set[TextIO] = set()  # config.json of the runs that this process has locked
 
 
-def leave_locks() -> None:
-    """A lock lives as long as any process has the file: those that read images may outlive a killed training."""
+def close_locks_in_child() -> None:
+    """Close the locked files: a lock lasts as long as any process has its file open, and a worker may outlive the training."""
     for file in LOCKED:
         file.close()
 
 
-os.register_at_fork(after_in_child=leave_locks)
+os.register_at_fork(after_in_child=close_locks_in_child)
 
 
 @dataclass(frozen=True)
 class Run:
     """A folder with config.json, metrics.jsonl, last.pt, best.pt and, until training is finished, resume.pt.
 
-    metrics.jsonl has a line for each start, each logged step and each epoch. A line tells its `epoch`, counted from 1, and
-    the line of a step also how many `step`s of that epoch were done. config.json is locked while a process trains.
+    metrics.jsonl has a line for each start, each logged step and each epoch. A line has its `epoch`, counted from 1, and the
+    line of a step also the number of `step`s of that epoch that were done. config.json is locked while a process trains.
     """
 
     folder: Path
@@ -47,7 +45,7 @@ class Run:
 
     @property
     def trace(self) -> Path:
-        """What torch's profiler saw, after --profile."""
+        """The trace of torch's profiler, which --profile writes."""
         return self.folder / "trace.json.gz"
 
     def config(self) -> TrainConfig:
@@ -57,7 +55,7 @@ class Run:
         return (self.folder / "config.json").is_file()
 
     def lines(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, but for a line that a kill has cut."""
+        """The lines of metrics.jsonl, without a last one that a kill has cut."""
         path = self.folder / "metrics.jsonl"
         texts = path.read_text().split("\n")[:-1] if path.is_file() else []
         return [json.loads(text) for text in texts]
@@ -67,7 +65,7 @@ class Run:
         return [line for line in self.lines() if "validation_top1" in line]
 
     def profile(self) -> dict[str, float] | None:
-        """Shares of time of the steps that were profiled last."""
+        """The shares of time of the last profiled steps, None where there are none."""
         return next((line["profile"] for line in reversed(self.lines()) if "profile" in line), None)
 
     def is_finished(self) -> bool:
@@ -83,21 +81,22 @@ class Run:
         except SanbenchError:
             return "running"
 
-    def evaluated(self) -> EvaluatedModel:
-        """The network of the epoch that the recipe selects."""
-        return EvaluatedModel.load(self.folder / f"{self.config().recipe.select}.pt", self.name)
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the epoch that the recipe selects."""
+        return self.folder / f"{self.config().recipe.select}.pt"
 
-    def open(self, config: TrainConfig, resume: bool, held: ExitStack) -> None:
-        """Make the folder, or with `resume` take the one that is there, and lock it until `held` ends.
+    def open(self, config: TrainConfig, resume: bool, stack: ExitStack) -> None:
+        """Make the folder, or with `resume` take the one that exists, and lock it until `stack` is closed.
 
-        Raises InputError if the folder is taken or missing. What a kill left before config.json was written is nothing.
+        Raises InputError if the folder is taken or missing. A folder without config.json, which a kill may leave, is free.
         """
         if resume and not self.exists():
             raise InputError(f"There is no run {self.folder} to go on with.")
         if not resume:
             self.check_free()
             self.create(config)
-        held.enter_context(self.locked())
+        stack.enter_context(self.locked())
 
     def check_free(self) -> None:
         if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
@@ -116,7 +115,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises SanbenchError if another process holds the run. A lock ends with its process, however that ends."""
+        """Raises SanbenchError if another process has locked the run. The system ends a lock with its process."""
         with (self.folder / "config.json").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,7 +132,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def rewind(self, epoch: int, step: int) -> None:
-        """Forget what was logged after `step` steps of `epoch` (from 0), and half-written files."""
+        """Remove the lines that were logged after `step` steps of `epoch` (from 0), and half-written files."""
         for path in self.folder.glob(".*"):
             path.unlink()
         kept = [line for line in self.lines() if (line["epoch"] - 1, line.get("step", float("inf"))) <= (epoch, step)]
@@ -147,9 +146,9 @@ class Run:
 
 
 def differences(run: Run, config: TrainConfig, processes: int) -> list[str]:
-    """What a resume under `config` changes, as `workers 2 -> 4`.
+    """The settings that a resume under `config` changes, as `workers 2 -> 4`.
 
-    Raises InputError for a setting that would make another run of it.
+    Raises InputError for one that is no field of `RuntimeOptions`: with it the run would have another result.
     """
     stored = run.config()
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": stored.model.num_classes})})
@@ -161,15 +160,15 @@ def differences(run: Run, config: TrainConfig, processes: int) -> list[str]:
                 f"The run {run.name} has {name} {before.get(name)} and cannot go on with {after.get(name)}: "
                 "leave the setting as it was, or name another run."
             )
-    said = [f"{name} {before[name]} -> {after[name]}" for name in changed]
+    changes = [f"{name} {before[name]} -> {after[name]}" for name in changed]
     starts = [line for line in run.lines() if "started" in line]
     if starts and starts[-1]["processes"] != processes:
-        said.append(f"processes {starts[-1]['processes']} -> {processes}")
-    return said
+        changes.append(f"processes {starts[-1]['processes']} -> {processes}")
+    return changes
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:
-    """Every setting by its own name: the recipe's and the network's fields beside the others."""
+    """Every setting in one dict: the fields of the recipe and of the network beside the others."""
     fields = config.model_dump(mode="json")
     model, recipe = fields.pop("model"), fields.pop("recipe")
     return {**fields, **recipe, "model": model.pop("name"), **model.pop("variation"), **model}
@@ -190,46 +189,6 @@ def find_unfinished(root: Path, config: TrainConfig) -> Run | None:
         if run.state() == "interrupted":
             fitting.append(run)
     return max(fitting, key=lambda run: run.folder.stat().st_mtime, default=None)
-
-
-def load_evaluated(
-    names: Sequence[str], root: Path, weights: Sequence[Path] = (), preprocessing: Mapping[str, Any] | None = None
-) -> list[EvaluatedModel]:
-    """The networks of runs, of checkpoint files or from elsewhere; without names, of every finished run under `root`.
-
-    Each network from elsewhere (see `load_external`) takes the next of `weights`, and all of them `preprocessing`. Raises
-    InputError for a name that is none of these and for `weights` that are too few or too many, SanbenchError for a file that
-    cannot be used.
-    """
-    runs = {run.name: run for run in all_runs(root)}
-    names = names or [run.name for run in runs.values() if run.is_finished()]
-    if not names:
-        raise InputError(f"There is no finished run under {root}: `sanbench train san10` makes one.")
-    foreign = [name for name in names if is_external(name) and name not in runs and not Path(name).is_file()]
-    check_weights(foreign, weights, preprocessing or {})
-    files = iter(weights)
-    evaluated_models = []
-    for name in names:
-        if name in foreign:
-            evaluated_models.append(EvaluatedModel.foreign(name, next(files), **(preprocessing or {})))
-        elif name in runs:
-            evaluated_models.append(runs[name].evaluated())
-        elif Path(name).is_file():
-            evaluated_models.append(EvaluatedModel.load(Path(name), Path(name).stem))
-        else:
-            raise unknown("run or checkpoint file", name, runs)
-    return evaluated_models
-
-
-def check_weights(foreign: Sequence[str], weights: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
-    if not foreign and (weights or preprocessing):
-        options = ", ".join(f"--{name}" for name in ["weights"] * bool(weights) + [*preprocessing])
-        raise InputError(f"{options} is not accepted for a run: it is for networks from elsewhere, as torchvision:resnet50 is.")
-    if len(foreign) != len(weights):
-        raise InputError(
-            f"{', '.join(foreign)} with {len(weights)} --weights is not accepted: each network from elsewhere takes one "
-            "--weights FILE, in the same order."
-        )
 
 
 def free_name(root: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`sanbench reproduce`: two self-attention networks and a ResNet, trained, measured and reported in one call."""
+"""PRESETS of `sanbench reproduce`: two SANs and a ResNet are trained, measured and reported in one call."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +13,21 @@ from sanbench.evaluation.corruptions import parse_corruptions
 from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
 from sanbench.evaluation.loop import Identity, Perturbation
 from sanbench.evaluation.rotations import Frame, parse_angles
+from sanbench.models import family_name
 from sanbench.progress import Report, silent
 from sanbench.runs.config import configure
+from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.runs.run import Run, differences
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 from sanbench.training.loop import train
 
-MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
+NETWORKS = ("resnet26", "san10_pairwise", "san10_patchwise")
 
 
 @dataclass(frozen=True)
 class Attacks:
-    """Attacks with each of their budgets on the same `limit` images; without `steps`, each attack's own."""
+    """Attacks with each of their budgets on the same `limit` images; without `steps`, each attack's default."""
 
     names: str
     eps: str
@@ -37,9 +39,9 @@ class Attacks:
 class Preset:
     """What is trained and measured on fashion10k.
 
-    sweep       resampled angles, in each of `frames`
-    networks    the preset that trained the networks, if it is another one
-    san, resnet fields of recipe and network
+    sweep     resampled angles, in each of `frames`
+    networks  the preset that trains the networks, if it is another one
+    changes   fields of recipe and network by the name of the network's family, see `sanbench.models.FAMILIES`
     """
 
     attacks: tuple[Attacks, ...]
@@ -49,16 +51,17 @@ class Preset:
     corruptions: str = ""
     severity: str = "1:5"
     networks: str = ""
-    san: dict[str, Any] = field(default_factory=dict)
-    resnet: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
         (Attacks("pgd,pgd-targeted", "2/255,4/255,8/255", 200),),
         sweep="0:360:45",
-        san={"width": 0.375, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
-        resnet={"width": 0.375, "epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        changes={
+            "san": {"width": 0.375, "epochs": 5, "lr": 0.004, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+            "resnet": {"width": 0.375, "epochs": 5, "warmup_epochs": 0.5, "crops": False, "zero_init": True},
+        },
     ),
     "all": Preset(
         (
@@ -83,8 +86,7 @@ PRESETS: dict[str, Preset] = {
         sweep="0:360:15",
         frames=(Frame(), Frame(crop="inscribed"), Frame(mask="disc")),
         corruptions="all",
-        san={"epochs": 30},
-        resnet={"epochs": 30},
+        changes={"san": {"epochs": 30}, "resnet": {"epochs": 30}},
     ),
 }
 
@@ -92,22 +94,21 @@ PRESETS: dict[str, Preset] = {
 def reproduce(preset: str, runs: Path, store: Store, device: torch.device, progress: Report = silent) -> list[Record]:
     """Train what is not trained and measure what is not measured; the records.
 
-    What an interruption left of a training or a measurement goes on. Raises InputError for runs with other settings.
+    Finished runs and records are used as they are, unfinished ones go on. Raises InputError for runs with other settings.
     """
     chosen = PRESETS[preset]
     networks = chosen.networks or preset
-    recipes = PRESETS[networks]
+    changes = PRESETS[networks].changes
     store.check_writable()
     images = load_dataset("fashion10k", "test")
     records = []
-    for name in MODELS:
-        changes = recipes.resnet if name.startswith("resnet") else recipes.san
-        config = configure(name, "fashion10k", changes=changes)
+    for name in NETWORKS:
+        config = configure(name, "fashion10k", changes=changes.get(family_name(name)))
         run = Run(runs / f"{networks}-{name}")
         if run.exists():
             differences(run, config, 1)
         train(config, run.folder, device, progress, resume=run.exists())
-        evaluated = run.evaluated()
+        evaluated = EvaluatedModel.load(run.checkpoint, run.name)
         evaluated.model.to(device)
         conditions: list[Perturbation] = [Identity(), *parse_angles(chosen.angles)]
         for frame in chosen.frames if chosen.sweep else ():

@@ -1,1 +1,1 @@
-"""Recipes and the training loop."""
+"""The training loop, its state, augmentation and process groups. Recipes are in `sanbench.runs`."""

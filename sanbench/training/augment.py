@@ -1,5 +1,7 @@
-"""Augmentation of a global batch's part, on the device. Random numbers are drawn for the whole batch and then cut, so that
-an image is cropped and mirrored alike on one process and on eight."""
+"""Augmentation of one process's part of a global batch, on the device.
+
+Random numbers are drawn for the whole batch, so that an image is cropped and mirrored alike by one process and by eight.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,26 +15,26 @@ from sanbench.data import Batch
 from sanbench.runs.config import Recipe
 
 
-class Place(NamedTuple):
-    """Where in the run a part of a batch belongs: all that its random numbers depend on."""
+class BatchSlice(NamedTuple):
+    """A part of a global batch: everything that its random numbers depend on."""
 
     seed: int
     epoch: int
     step: int
-    images: range  # of the part, within the global batch
+    images: range  # positions within the global batch
     total: int  # images in the global batch
 
     def generator(self) -> np.random.Generator:
-        """The same for all parts of a global batch."""
+        """Random numbers of the global batch, the same for all its slices."""
         return np.random.default_rng((self.seed, self.epoch, self.step))
 
     def torch_seed(self) -> int:
-        """Another for each part: what mixes images mixes those of one part."""
+        """A seed of this slice: RandAugment, MixUp and CutMix are applied slice by slice."""
         return int(np.random.SeedSequence((self.seed, self.epoch, self.step, self.images.start)).generate_state(1)[0])
 
 
-class Ready(NamedTuple):
-    """A part of a batch that the network can learn from."""
+class TrainBatch(NamedTuple):
+    """A slice of a global batch after augmentation, on the device."""
 
     pixels: Tensor  # N x 3 x H x W in [0, 1]
     labels: Tensor  # N
@@ -41,22 +43,24 @@ class Ready(NamedTuple):
     skipped: int  # images that could not be read
 
 
-def prepare(batch: Batch, place: Place, padding: int, recipe: Recipe, classes: int, device: torch.device) -> Ready:
-    """Crop, mirror, and what the recipe adds. Nothing here waits for the device."""
+def prepare(
+    batch: Batch, batch_slice: BatchSlice, padding: int, recipe: Recipe, classes: int, device: torch.device
+) -> TrainBatch:
+    """Crop, mirror, and what the recipe adds. The host does not wait for the device."""
     images, labels = (values.to(device, non_blocking=True) for values in (batch.images, batch.labels))
-    pixels, targets = augment(images, place, padding), labels
+    pixels, targets = augment(images, batch_slice, padding), labels
     if recipe.randaugment or recipe.mixup or recipe.cutmix:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(place.torch_seed())
+            torch.default_generator.manual_seed(batch_slice.torch_seed())
             if recipe.randaugment:
                 pixels = torch.stack([v2.RandAugment(magnitude=recipe.randaugment)(image) for image in pixels])
             if recipe.mixup or recipe.cutmix:
                 pixels, targets = mixing(recipe, classes)(pixels, targets)
-    return Ready(pixels, labels, targets, batch.indices, len(batch.unreadable))
+    return TrainBatch(pixels, labels, targets, batch.indices, len(batch.unreadable))
 
 
 def mixing(recipe: Recipe, classes: int) -> Any:
-    """torchvision's MixUp and CutMix; with both each batch draws one."""
+    """torchvision's MixUp or CutMix; where the recipe has both, one of them is drawn for each slice."""
     mixers: list[v2.Transform] = []
     if recipe.mixup:
         mixers.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
@@ -65,17 +69,17 @@ def mixing(recipe: Recipe, classes: int) -> Any:
     return v2.RandomChoice(mixers)
 
 
-def augment(images: Tensor, place: Place, padding: int) -> Tensor:
+def augment(images: Tensor, batch_slice: BatchSlice, padding: int) -> Tensor:
     """uint8 to float pixels in [0, 1], mirrored with probability 1/2 and, padded with black, cropped to their size."""
     count, _, height, width = images.shape
-    generator, device = place.generator(), images.device
-    own = slice(place.images.start, place.images.start + count)
+    generator, device = batch_slice.generator(), images.device
+    start, total = batch_slice.images.start, batch_slice.total
 
-    def cut(numbers: Any) -> Tensor:
-        return torch.from_numpy(numbers[own]).to(device, non_blocking=True)
+    def of_slice(numbers: Any) -> Tensor:
+        return torch.from_numpy(numbers[start : start + count]).to(device, non_blocking=True)
 
-    mirrored = cut(generator.random(place.total) < 0.5)
-    top, left = (cut(generator.integers(0, 2 * padding + 1, place.total)) for _ in range(2))
+    mirrored = of_slice(generator.random(total) < 0.5)
+    top, left = (of_slice(generator.integers(0, 2 * padding + 1, total)) for _ in range(2))
     if padding:
         images = F.pad(images, (padding,) * 4)
         rows = top[:, None] + torch.arange(height, device=device)

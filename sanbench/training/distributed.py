@@ -1,4 +1,4 @@
-"""Processes that train together: started by torch's elastic launcher, joined through `torch.distributed`."""
+"""ProcessGroup: processes that train together, started by torch's elastic launcher, over `torch.distributed`."""
 
 import os
 import sys
@@ -14,31 +14,30 @@ from torch import Tensor
 from sanbench.errors import InputError, Interrupted, SanbenchError
 
 T = TypeVar("T")
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # what the launcher passes on to the processes
-FAREWELL = 120  # seconds that processes have to save
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # the launcher passes these on to the processes
+SHUTDOWN_TIMEOUT = 120  # seconds in which a process must save after a signal
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one training. Every method but `share` is called by all of them at the same point."""
+    """The processes of one training. All of them must call a method at the same point, but for `share` and `check`."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes and speaks."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int, parts: int) -> list[range]:
-        """This process's `parts` of a global batch of `count` images."""
+        """The positions, in a global batch of `count` images, of this process's `parts` parts."""
         pieces = self.size * parts
         bounds = [count * piece // pieces for piece in range(pieces + 1)]
-        mine = range(self.rank * parts, (self.rank + 1) * parts)
-        return [range(bounds[piece], bounds[piece + 1]) for piece in mine]
+        return [range(bounds[piece], bounds[piece + 1]) for piece in range(self.rank * parts, (self.rank + 1) * parts)]
 
     def check(self, batch_size: int, parts: int) -> None:
-        """Raises InputError where the global batch cannot be shared out."""
+        """Raises InputError if the global batch cannot be divided into equal parts."""
         if batch_size % (self.size * parts):
             fit = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
             raise InputError(
@@ -46,22 +45,23 @@ class ProcessGroup:
                 f"processes x --accumulate must be one of {', '.join(map(str, fit))}."
             )
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum of all processes' `values`."""
         values = values.clone()
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def any(self, *flags: bool) -> list[bool]:
-        """Whether any process says so, for each flag. Goes over the hosts: no device is waited for."""
+    def all_reduce_any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process. The CPUs communicate, so that no device is waited for."""
         if self.size == 1:
             return list(flags)
-        said = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in said.tolist()]
+        values = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in values.tolist()]
 
-    def fail(self, sentence: str | None, kind: type[SanbenchError] = SanbenchError) -> None:
-        """Raises the same error on all processes where one of them has a sentence."""
+    def raise_if_any(self, sentence: str | None, kind: type[SanbenchError] = SanbenchError) -> None:
+        """Raises the same error on all processes if any of them passes a sentence."""
         sentences: list[str | None] = [sentence]
         if self.size > 1:
             sentences = [None] * self.size
@@ -70,12 +70,12 @@ class ProcessGroup:
         if first is not None:
             raise kind(first)
 
-    def lead(self, decide: Callable[[], T]) -> T:
-        """What the first process decides or raises, on all."""
+    def broadcast_from_rank_zero(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises on rank 0, on all processes."""
         outcome: list[Any] = [None]
-        if self.leads:
+        if self.is_rank_zero:
             try:
-                outcome = [decide()]
+                outcome = [function()]
             except SanbenchError as error:
                 outcome = [error]
         if self.size > 1:
@@ -95,7 +95,7 @@ def is_launched() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
-    """The group that this process was started for, and its own device: gloo on the CPU, nccl on CUDA."""
+    """The group that this process belongs to, and its device: gloo communicates on the CPU, nccl on CUDA."""
     if not is_launched():
         yield SINGLE, device
         return
@@ -110,8 +110,8 @@ def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """`sanbench ARGUMENTS` in so many local processes; the exit code of the first that failed, or 0."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher's: the processes say themselves what happened
+    """Run `sanbench ARGUMENTS` in so many local processes; the exit code of the first that failed, or 0."""
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # of the launcher: the processes print their errors themselves
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -119,7 +119,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "sanbench"}
     config = LaunchConfig(
-        1, 1, processes, max_restarts=0, signals_to_handle=SIGNALS, shutdown_timeout=FAREWELL, monitor_interval=0.1, **settings
+        1,
+        1,
+        processes,
+        max_restarts=0,
+        signals_to_handle=SIGNALS,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        monitor_interval=0.1,
+        **settings,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "sanbench_cli", *arguments)

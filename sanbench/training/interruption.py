@@ -1,4 +1,4 @@
-"""Signals that ask a training to save and leave."""
+"""Interruption: signals on which a training saves its state and ends."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # a scheduler's end, 
 
 
 class Interruption:
-    """`with Interruption() as asked: ...; if asked: save`. A second SIGINT raises KeyboardInterrupt at once."""
+    """`with Interruption() as interruption: ...; if interruption: save`. A second SIGINT raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -20,14 +20,14 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self.before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
-            self.before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl, and TensorBoard's event files beside them."""
+"""Log: lines of metrics.jsonl and TensorBoard's event files."""
 
 import importlib.util
 from typing import Any
@@ -8,7 +8,7 @@ from sanbench.runs.run import Run
 
 
 class Log:
-    """`log.write(line)` appends to the run's metrics.jsonl; with `tensorboard` its numbers go to RUN/tensorboard too."""
+    """`log.write(line)` appends `line` to the run's metrics.jsonl; with `tensorboard` also its numbers to RUN/tensorboard."""
 
     def __init__(self, run: Run, tensorboard: bool, steps: int) -> None:
         self.run, self.steps = run, steps  # steps an epoch
@@ -30,5 +30,6 @@ class Log:
 
 
 def check_tensorboard(wanted: bool) -> None:
+    """Raises InputError if TensorBoard is wanted and not installed."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard is not accepted here: tensorboard is missing, pip install 'sanbench[tensorboard]'.")

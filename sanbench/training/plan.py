@@ -1,4 +1,4 @@
-"""What a training will take, before it begins."""
+"""Plan: the size, steps and memory of a training, before it begins."""
 
 import math
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from sanbench.models import build_model
 from sanbench.runs.config import TrainConfig
 from sanbench.training.loop import steps_per_epoch
 
-STATE = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
+STATE = {"sgd": 1, "adamw": 2}  # tensors that the optimiser keeps for each parameter
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory` is an estimate for one process, in bytes: weights, gradients, optimiser, and what backward needs."""
+    """`memory` is estimated in bytes of one process: weights, gradients, optimiser, and what autograd keeps."""
 
     parameters: int
     images: int
     steps: int  # an epoch
     all_steps: int
-    part: int  # images that a process computes at once
+    part: int  # images that a process computes at a time
     memory: int
 
 
 def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
-    """Found without computing: the network runs on torch's meta device, in float32."""
+    """The plan of `config`. Nothing is computed: the network runs on torch's meta device, in float32."""
     recipe, spec = config.recipe, config.model
     part = math.ceil(min(recipe.batch_size, len(images)) / (processes * config.accumulate))
     side = images.read([0]).shape[-1]

@@ -1,4 +1,4 @@
-"""Where the time of a training goes: `sanbench train san10 --profile 20`, `sanbench bench train`."""
+"""Stopwatch and Profile: the time of each part of a step, for `sanbench train --profile 20` and `sanbench bench train`."""
 
 import time
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ WARM_UP = 3  # steps before the profiled ones
 
 
 class Stopwatch:
-    """`with clock("forward"): ...` adds to `clock.seconds` and names the part in a trace.
+    """`with clock("forward"): ...` adds the seconds to `clock.seconds` and names the part in a trace.
 
-    On CUDA the host runs ahead of the device: only while `waits` does it wait for the device at the end of each part, so that
-    the seconds are the device's too.
+    On CUDA the host runs ahead of the device. If `waits` is set, it waits for the device at the end of each part, so that the
+    seconds include the device's.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Stopwatch:
         self.seconds[part] += time.perf_counter() - started
 
     def shares(self) -> dict[str, float]:
-        """Of the time since `reset`, in [0, 1]; `rest` is what no part took."""
+        """The share of each part in the time since `reset`, in [0, 1]; `rest` is the share of none."""
         total = self.total()
         shares = {part: seconds / total for part, seconds in self.seconds.items()}
         return {**shares, "rest": 1 - sum(shares.values())}
@@ -50,7 +50,7 @@ class Stopwatch:
 class Profile:
     """A trace of `steps` steps, after WARM_UP others, in `path` (Chrome's format, which chrome://tracing and Perfetto show).
 
-    Where the training ends before, there is none.
+    There is no trace if the training ends before.
     """
 
     def __init__(self, steps: int, path: Path, clock: Stopwatch) -> None:
@@ -59,7 +59,7 @@ class Profile:
         self.profiler = torch.profiler.profile()
 
     def step(self) -> dict[str, float] | None:
-        """Called after each step; the shares of time after the last of them."""
+        """To be called after each step; after the last profiled one it returns the shares of time, else None."""
         self.left -= 1
         if self.left == self.steps:
             self.profiler.start()

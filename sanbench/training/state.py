@@ -1,4 +1,4 @@
-"""All that changes while a network learns, one step of it, and its way into a file and back."""
+"""TrainState: everything that changes while a network is trained, one step of it, saving and loading."""
 
 import os
 from contextlib import nullcontext
@@ -16,12 +16,12 @@ from sanbench.models import Classifier, build_model, zero_residuals
 from sanbench.models.checkpoints import read_checkpoint, write_whole
 from sanbench.models.normalisation import synchronise
 from sanbench.runs.config import Recipe, TrainConfig
-from sanbench.training.augment import Ready
+from sanbench.training.augment import TrainBatch
 from sanbench.training.distributed import ProcessGroup
 from sanbench.training.profile import Stopwatch
 
 FORMAT = "sanbench training 1"
-FUSED = ("cpu", "cuda")  # devices on which torch has an optimiser that is one kernel for all parameters
+FUSED = ("cpu", "cuda")  # devices on which torch has fused optimisers
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,15 +32,16 @@ def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 @dataclass
-class Training:
+class TrainState:
     """A network in training after `step` steps of `epoch`, both counted from 0.
 
-    Random numbers are drawn from (seed, epoch, step), so no generator has a state to keep.
-    totals  of the epoch so far in this process: loss, right predictions, images, skipped images
+    Random numbers depend on (seed, epoch, step), so that no generator's state has to be saved.
+    parallel  `model` behind torch.compile and DistributedDataParallel, where they are used
+    totals    of the epoch so far in this process: loss, right predictions, images, skipped images
     """
 
     model: Classifier
-    parallel: nn.Module  # `model`, as processes share it and as it is compiled
+    parallel: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
@@ -56,8 +57,8 @@ class Training:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
-    def build(cls, config: TrainConfig, device: torch.device, group: ProcessGroup) -> "Training":
-        """Fresh weights drawn from the seed."""
+    def build(cls, config: TrainConfig, device: torch.device, group: ProcessGroup) -> "TrainState":
+        """A network with fresh weights, drawn from the seed."""
         spec, recipe = config.model, config.recipe
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
@@ -85,11 +86,11 @@ class Training:
         return cls(model, parallel, optimizer, scaler, ema, recipe, group, device, dtype, totals)
 
     @property
-    def evaluated(self) -> Classifier:
-        """The network that is validated and kept."""
+    def averaged(self) -> Classifier:
+        """The network that is validated and saved: the average of the weights, or without `ema` the model itself."""
         return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]  # a copy of the model
 
-    def learn(self, parts: list[Ready], count: int, rate: float) -> Tensor:
+    def train_step(self, parts: list[TrainBatch], count: int, rate: float) -> Tensor:
         """One step of the optimiser on this process's parts of a global batch of `count` images; the sum of their losses."""
         self.parallel.train()
         with self.clock("optimizer"):
@@ -99,14 +100,16 @@ class Training:
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
-            alone = is_last or not isinstance(self.parallel, DistributedDataParallel)
-            with nullcontext() if alone else self.parallel.no_sync():  # type: ignore[operator]  # DDP's, see `alone`
+            plain = is_last or not isinstance(self.parallel, DistributedDataParallel)
+            with nullcontext() if plain else self.parallel.no_sync():  # type: ignore[operator]  # DDP's, see `plain`
                 with self.clock("forward"), torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
                     logits = self.parallel(part.pixels)
-                    own = F.cross_entropy(logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum")
-                with self.clock("backward"):  # processes average their gradients: times their number, it is the sum
-                    self.scaler.scale(own * (self.group.size / count)).backward()
-            loss += own.detach()
+                    part_loss = F.cross_entropy(
+                        logits, part.targets, label_smoothing=self.recipe.label_smoothing, reduction="sum"
+                    )
+                with self.clock("backward"):  # DDP averages gradients over the processes: group.size makes it their sum
+                    self.scaler.scale(part_loss * (self.group.size / count)).backward()
+            loss += part_loss.detach()
             self.totals[1] += (logits.detach().argmax(1) == part.labels).sum()
         with self.clock("optimizer"):
             if self.recipe.clip:
@@ -122,25 +125,25 @@ class Training:
         self.step += 1
         return loss
 
-    def gather(self) -> None:
-        """All processes call it: what they have counted goes to the first."""
-        total = self.group.total(self.totals)
-        self.totals.copy_(total) if self.group.leads else self.totals.zero_()
+    def reduce_totals(self) -> None:
+        """Move the totals of all processes, which all call this, to rank 0."""
+        total = self.group.all_reduce_sum(self.totals)
+        self.totals.copy_(total) if self.group.is_rank_zero else self.totals.zero_()
 
     def write(self, path: Path) -> None:
-        """The first process calls it, after `gather`. Raises SanbenchError as `write_whole`; the old file is whole then."""
+        """Write the state to `path`, on rank 0 after `reduce_totals`. Raises SanbenchError as `write_whole` does."""
         parts: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         numbers = {name: getattr(self, name) for name in ("epoch", "step", "best", "seconds")}
         write_whole(path, {"format": FORMAT, **parts, **numbers, "totals": self.totals.cpu()})
 
     def load(self, path: Path) -> None:
-        """Raises SanbenchError if `path` is not what `save` wrote."""
+        """Load the state in `path`. Raises SanbenchError if `write` has not written it."""
         content = read_checkpoint(path, FORMAT)
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         for name in ("epoch", "step", "best", "seconds"):
             setattr(self, name, content[name])
-        if self.group.leads:  # they are what all processes had counted together
+        if self.group.is_rank_zero:  # the file has the sum of all processes
             self.totals.copy_(content["totals"])
 
     def _parts(self) -> dict[str, Any]:
@@ -149,7 +152,7 @@ class Training:
 
 
 def make_optimizer(model: Classifier, recipe: Recipe, fused: bool = False) -> torch.optim.Optimizer:
-    """Decays every parameter, as the paper does, or all but norms and biases, which are the ones with one dimension."""
+    """The recipe's optimiser. Without `decay_norms` parameters of one dimension, norms and biases, have no weight decay."""
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if not recipe.decay_norms:

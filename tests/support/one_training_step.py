@@ -11,9 +11,10 @@ import torch
 
 from sanbench.data import load_dataset
 from sanbench.runs.config import configure
-from sanbench.training.augment import Ready
+from sanbench.training.augment import TrainBatch
 from sanbench.training.distributed import joined
-from sanbench.training.state import Training
+from sanbench.training.state import TrainState
+from tests.support.narrow_networks import narrow
 from tests.support.unsettled_weights import unsettle
 
 MODELS = ("san10_pairwise", "san10_patchwise", "resnet26")
@@ -27,18 +28,16 @@ def main(sync_bn: str, output: str) -> None:
     with joined(torch.device("cpu")) as (group, device):
         (share,) = group.share(BATCH, 1)
         pixels, labels = images.read(list(share)).double() / 255, images.labels[share.start : share.stop]
-        part = Ready(pixels, labels, labels, torch.tensor(share), 0)
+        part = TrainBatch(pixels, labels, labels, torch.tensor(share), 0)
         learnt = {}
         for name in MODELS:
-            changes = {"batch_size": BATCH, "optimizer": "sgd", "sync_bn": sync_bn}
-            if name.startswith("san"):
-                changes |= {"width": 0.25, "footprint": 3}
-            training = Training.build(configure(name, changes=changes), device, group)
+            changes = {"batch_size": BATCH, "optimizer": "sgd", "sync_bn": sync_bn, **narrow(name)}
+            state = TrainState.build(configure(name, changes=changes), device, group)
             torch.manual_seed(1)
-            unsettle(training.model)
-            loss = group.total(training.learn([part], BATCH, 0.01))
-            learnt[name] = {"loss": loss, **training.model.state_dict()}
-        if group.leads:
+            unsettle(state.model)
+            loss = group.all_reduce_sum(state.train_step([part], BATCH, 0.01))
+            learnt[name] = {"loss": loss, **state.model.state_dict()}
+        if group.is_rank_zero:
             torch.save(learnt, output)
 
 

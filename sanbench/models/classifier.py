@@ -1,0 +1,34 @@
+"""Classifier: the module that every network of this toolkit is wrapped in."""
+
+import torch
+from torch import Tensor, nn
+
+from sanbench.errors import InputError
+from sanbench.store.schema import ModelSpec
+
+SMALLEST_IMAGE = 32  # pixels a side: the networks halve it five times
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1], N x 3 x H x W with H and W from 32 up -> logits N x num_classes.
+
+    Normalisation is inside, so that a perturbation is measured in pixels. `spec` is what `build_model` needs to rebuild it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.network = network
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(spec, name))[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_IMAGE:
+            raise InputError(
+                f"images of shape {tuple(images.shape)} are not accepted: N x 3 x H x W, H and W from {SMALLEST_IMAGE} up."
+            )
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
