@@ -104,9 +104,9 @@ def test_the_console_prints_that_figure(store, capsys, monkeypatch):
     records = [each for each in newest(store.records()) if each.kind == "attack"]
     findings = Findings(records, store.rows)
     print_records(records, findings)
-    printed = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "[" in line]
+    printed = re.findall(r"([\d.]+%) \[[\d.]+%, ", capsys.readouterr().out)
     wanted = [f"{wilson(by_hand(r, records, store), r.counts['images']).value:.1%}" for r in records]
-    assert [re.search(r"([\d.]+%) \[", line)[1] for line in printed] == wanted
+    assert printed == wanted
 
 
 def test_flags_compare_the_same_figure():

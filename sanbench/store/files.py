@@ -130,8 +130,8 @@ class Store:
 
     def write_benchmark(self, benchmark: Benchmark) -> None:
         with self.locked():
-            kept = {each.key: each for each in self.benchmarks()} | {benchmark.key: benchmark}
-            text = "".join(each.model_dump_json(exclude_defaults=True) + "\n" for each in kept.values())
+            kept = [each for each in self.benchmarks() if each.key != benchmark.key]
+            text = "".join(each.model_dump_json() + "\n" for each in [*kept, benchmark])
             self._write_text(self.root / "benchmarks.jsonl", text)
 
     def write_picture(self, measurement: Measurement, name: str, pixels: NDArray[np.uint8]) -> None:

@@ -1,5 +1,7 @@
 """Records with plausible values, as measurements would leave them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 
@@ -45,7 +47,7 @@ def recipe():
 
 def attacked(model, eps, correct, name="pgd", **changes):
     """Under an attack with ten steps; 80 of 100 images were right before it."""
-    setting = {"attack": name, "norm": "linf", "eps": eps, "step_size": f"{int(eps.split('/')[0]) / 4}/255", "steps": 10}
+    setting = {"attack": name, "norm": "linf", "eps": eps, "step_size": str(Fraction(eps) / 4), "steps": 10}
     setting |= {"restarts": 1, "start": "uniform in the ball", "target": "none" if name == "pgd" else "other", "seed": 0}
     setting |= {"attacked": "images right before"}
     counts = {"images": 100, "correct": correct, "correct_top5": 90, "right_before": 80, "success": 80 - correct}
