@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,14 @@ STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
 SHARE = 8  # value channels that share one attention weight
 DEFAULT_RELATION = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": "dot"}
 SCALAR_RELATIONS = ("dot",)
+
+
+class Stage(NamedTuple):
+    """The maps that a stage's attention sees: `channels` x `side` x `side`."""
+
+    side: int
+    channels: int
+    footprint: int
 
 
 class SANConfig(BaseModel):
@@ -66,6 +74,14 @@ class SANConfig(BaseModel):
 
     def stage_footprint(self, stage: int) -> int:
         return 3 if stage == 0 else self.footprint
+
+    def stages(self, image_size: int = 224) -> list[Stage]:
+        """Of square images. Each stage begins with pooling, which halves the side."""
+        halved = [image_size >> (stage + 1) for stage in range(len(self.blocks))]
+        return [Stage(side, self.channels(stage), self.stage_footprint(stage)) for stage, side in enumerate(halved)]
+
+
+STAGES = SANConfig(blocks=(1, 1, 1, 1, 1)).stages()  # of every network of the paper: they differ in blocks only
 
 
 class SelfAttention(nn.Module):

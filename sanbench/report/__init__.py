@@ -13,8 +13,8 @@ from sanbench.report.attacks import attack_section, transfer_section
 from sanbench.report.cells import Rows
 from sanbench.report.comparisons import comparison_section
 from sanbench.report.corruptions import corruption_section
-from sanbench.report.cost import COST_PICTURE, cost_section
-from sanbench.report.pictures import SWEEPS, draw_cost, draw_robustness, sweeps
+from sanbench.report.cost import COST_PICTURE, SWEEPS, cost_section, draw_cost, sweeps
+from sanbench.report.pictures import draw_robustness
 from sanbench.report.provenance import provenance_section
 from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
 from sanbench.report.rotations import rotation_section

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.store.files import Benchmark, Record
+from sanbench.store.files import Record
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
@@ -109,48 +109,6 @@ def budgets(records: Sequence[Record], attack: str, norm: str) -> dict[float, tu
 def protocol(record: Record) -> str:
     """All of an attack's setting but its budget and the step that follows from it."""
     return str({name: value for name, value in record.setting.items() if name not in ("eps", "step_size")})
-
-
-def draw_cost(benchmarks: Sequence[Benchmark], path: Path) -> None:
-    """Time of a step over its ResNet's, against footprint and against image size: a line in its range for each network and
-    setting. Ratios, because the two sides were timed in turn and the points one after the other."""
-    panels = {label: lines for varied, label in SWEEPS.items() if (lines := sweeps(benchmarks, varied))}
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
-        for number, (name, points) in enumerate(lines.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            places = sorted(points)
-            median, low, high = ([points[place][at] for place in places] for at in range(3))
-            axis.plot(places, median, color=colour, label=name, marker="o", ms=3, lw=1.2)
-            axis.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
-        axis.set_xlabel(label)
-        axis.set_xticks(sorted({place for points in lines.values() for place in points}))
-        axis.set_ylim(0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize="small", loc="lower right")
-    axes[0].set_ylabel("time of a step / the ResNet's (median, range)")
-    FigureCanvasAgg(figure).print_figure(path, dpi=150, metadata={"Software": None})
-
-
-SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}
-
-
-def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, Sequence[float]]]:
-    """Median, least and largest ratio by value, of pairs that were timed at several values of `varied` with all else alike."""
-    found: dict[str, dict[int, Sequence[float]]] = {}
-    for benchmark in benchmarks:
-        if benchmark.experiment != "model" or benchmark.ratio is None:
-            continue
-        setting = benchmark.setting
-        other = next(name for name in SWEEPS if name != varied)
-        name = (
-            f"{setting['san']['model']} / {setting['resnet']['model']}\n"
-            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}\n"
-            f"{setting['dtype']}, {'compiled' if setting['compiled'] else 'eager'}, {setting['kernel']}, {benchmark.device}"
-        )
-        found.setdefault(name, {})[setting[varied]] = benchmark.ratio
-    return {name: points for name, points in found.items() if len(points) > 1}
 
 
 def draw(axis: Axes, points: Points, number: int, of: int, label: str) -> None:

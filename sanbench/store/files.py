@@ -3,7 +3,7 @@
 results/rows/NAME.parquet         a row an image; while measuring, results/rows/NAME/00000.parquet, ... part by part
 results/records/NAME.json         counts and all that decides them
 results/images/NAME/*.png         examples: clean, adversarial, difference
-results/benchmarks/NAME.json      what a step of a network, or of its layers, takes on a machine
+results/benchmarks.jsonl          a line a benchmark: what something costs on a machine
 results/report.md, *.csv, *.png   derived from the records
 """
 
@@ -12,9 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sanbench.errors import SanbenchError
+from sanbench.store.schema import Benchmark
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -88,31 +88,6 @@ class Record(Measurement):
     created: str
 
 
-class Benchmark(BaseModel):
-    """What something cost on a machine. Measured again, the same setting on the same machine replaces what was there.
-
-    setting     networks or layers, mode, batch, image size, dtype, compiled, footprint, counted steps (n), threads, kernels
-    seconds     medians of n by side: san and resnet, or the kernels; ratio: of neighbouring steps, its median, least and most
-    bytes       by side: kept for the backward, and the largest of a process of its own
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    experiment: Literal["model", "ops"]
-    setting: dict[str, Any]
-    device: str
-    seconds: dict[str, float]
-    ratio: tuple[float, float, float] | None = None
-    bytes: dict[str, tuple[int, int]] = {}
-    versions: dict[str, str]
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-    @property
-    def name(self) -> str:
-        decisive = self.model_dump_json(include={"experiment", "setting", "device"})
-        return f"{self.experiment}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
-
-
 class Store:
     """The results folder. Everything in it is written whole or not at all. Raises SanbenchError if that fails."""
 
@@ -134,11 +109,18 @@ class Store:
         return sorted(found, key=lambda record: record.created)
 
     def write_benchmark(self, benchmark: Benchmark) -> None:
-        self._write_text(self.root / "benchmarks" / f"{benchmark.name}.json", benchmark.model_dump_json(indent=1) + "\n")
+        """Add a line, or replace the one with the same key."""
+        found = {other.key: other for other in self.benchmarks()} | {benchmark.key: benchmark}
+        self._write_text(self._benchmarks_path, "".join(f"{other.model_dump_json()}\n" for other in found.values()))
 
     def benchmarks(self) -> list[Benchmark]:
         """All benchmarks, oldest first."""
-        found = [self._parse(path, Benchmark) for path in sorted((self.root / "benchmarks").glob("*.json"))]
+        path = self._benchmarks_path
+        lines = path.read_text().splitlines() if path.is_file() else []
+        try:
+            found = [Benchmark.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise SanbenchError(f"{path} holds what is no benchmark of this version of sanbench: mend it.") from error
         return sorted(found, key=lambda benchmark: benchmark.created)
 
     def rows(self, measurement: Measurement) -> pd.DataFrame:
@@ -193,6 +175,10 @@ class Store:
             else:
                 self._write(self.root / name, content)
         return [self.root / name for name in files]
+
+    @property
+    def _benchmarks_path(self) -> Path:
+        return self.root / "benchmarks.jsonl"
 
     def _record_path(self, measurement: Measurement) -> Path:
         return self.root / "records" / f"{measurement.name}.json"

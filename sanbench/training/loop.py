@@ -70,7 +70,7 @@ def steps_per_epoch(images: int, recipe: Recipe) -> int:
 
 
 class Loop:
-    """One process's way through all epochs."""
+    """One process's way through all epochs, each of `steps` steps where that is fewer than the images give."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Loop:
         progress: Report,
         group: ProcessGroup,
         asked: Interruption,
+        steps: int | None = None,
     ) -> None:
         self.config, self.recipe, self.run = config, config.recipe, run
         self.images, self.validation = images, validation
@@ -90,6 +91,8 @@ class Loop:
         )
         self.progress, self.group, self.asked = progress, group, asked
         self.steps = steps_per_epoch(len(images), config.recipe)
+        if steps is not None:
+            self.steps = min(self.steps, steps)
         self.training = Training.build(config, device, group)
         self.watch = Watch(images, run)
         if run.resume.is_file():
@@ -107,6 +110,14 @@ class Loop:
         while self.training.epoch < self.recipe.epochs:
             trained = self.train_epoch()
             self.finish_epoch(trained)
+
+    def time_epoch(self) -> dict[str, float]:
+        """Train an epoch that is neither validated nor kept; the shares of its time, as `Stopwatch.stop`."""
+        self.training.clock.start()
+        self.train_epoch()
+        shares = self.training.clock.stop()
+        self.next_epoch()
+        return shares
 
     def train_epoch(self) -> dict[str, float]:
         """The steps of an epoch that are not done yet; loss, top-1 and last learning rate of the whole epoch."""
@@ -230,12 +241,15 @@ class Loop:
                 self.keep("best.pt")
             seconds = {"validation_top1": top1, "validation_images": count, "seconds": training.seconds}
             self.log.write({"epoch": training.epoch + 1, **trained, **seconds})
-        training.epoch, training.step = training.epoch + 1, 0
-        training.totals.zero_()
+        self.next_epoch()
         if training.epoch < self.recipe.epochs:
             self.write()
         elif self.group.leads:
             self.run.resume.unlink(missing_ok=True)
+
+    def next_epoch(self) -> None:
+        self.training.epoch, self.training.step = self.training.epoch + 1, 0
+        self.training.totals.zero_()
 
     def keep(self, name: str) -> None:
         config, training = self.config, self.training
