@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
 Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
+RATIO = r"ratio \[range]"  # of a table's column: Rich takes unescaped brackets for a style
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
 
 
@@ -46,7 +47,7 @@ def model(
     names, sweep = pairs or ["san19_pairwise", "san19_patchwise"], (image_size or [224], footprint or [7])
     used = start(device)
     found = record_each(results, lambda bar: time_pairs(names, *sweep, n, used, bar, **step))
-    headings = ("image", "footprint", "ms", "images/s", "ratio [range]", "kept, MB", "peak, MB")
+    headings = ("image", "footprint", "ms", "images/s", RATIO, "kept, MB", "peak, MB")
     table = Table(Column("network", no_wrap=True), *headings)
     for one in found:
         for side in one.seconds:
@@ -79,7 +80,7 @@ def reading(
 
     start("cpu")
     found = record_each(results, lambda bar: time_reading(photographs, decoders.split(","), images, n, bar))
-    table = Table("part", "reader", "images/s per core", "against the first [range]")
+    table = Table("part", "reader", "images/s per core", r"against the first \[range]")
     for one in found:
         table.add_row(one.setting["part"], one.setting["reader"], f"{one.figures['images_per_second']:,.0f}", ratio(one))
     console.print(table)
@@ -132,11 +133,11 @@ def evaluate(
 
     used = start(device)
     found = record_each(results, lambda bar: time_evaluation(name, width, images, batch_size, n, used, bar))
-    table = Table("perturbations", "evaluation, s", "own passes, s", f"ratio [range] (limit {LIMIT})")
+    table = Table("perturbations", "evaluation, s", "own passes, s", f"{RATIO} (limit {LIMIT})")
     for one in found:
         table.add_row(one.setting["perturbations"], *(f"{seconds:.2f}" for seconds in one.seconds.values()), ratio(one, 3))
     console.print(table)
-    network = found[0].setting["network"]
+    network = " ".join(f"{field}={value}" for field, value in found[0].setting["network"].items())
     note(f"{network}, {found[0].setting['images']} images, batch {batch_size}, medians, {conditions(found)}.")
 
 

@@ -12,18 +12,19 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from sanbench.errors import SanbenchError
+from sanbench.evaluation.kinds import kind_of
 from sanbench.progress import Progress, Report
 
 if TYPE_CHECKING:
+    from sanbench.evaluation.robust import Findings
     from sanbench.runs.config import TrainConfig
     from sanbench.runs.run import Run
-    from sanbench.store.files import Record
+    from sanbench.store.schema import Record
     from sanbench.training.plan import Plan
 
 console = Console()
 errors = Console(stderr=True)
 INTERRUPTED = 130
-TOLD = ("attack", "angle", "eps", "kind", "severity")  # of a setting
 FIGURES = {
     "loss": "loss {:.3f}",
     "top1": "top-1 {:.1%}",
@@ -100,37 +101,30 @@ def figures(now: Progress) -> str:
     return "  ".join(FIGURES[name].format(value) for name, value in now.figures.items())
 
 
-def print_records(records: "Sequence[Record]") -> None:
-    """One line a record: network, setting, top-1 with its interval, attack success; then what its flags mean."""
+def print_records(records: "Sequence[Record]", findings: "Findings") -> None:
+    """One line a record: network, condition, top-1 with its interval, attack success; then what its flags mean."""
     from sanbench.evaluation.sanity_checks import FLAGS
-    from sanbench.evaluation.statistics import wilson
 
-    attacked = any("success" in record.counts for record in records)
+    attacked = any(findings.success(record) for record in records)
     names = ["network", "run", "setting", "top-1 [95% interval]", "n", *(["attack success"] if attacked else [])]
     table = Table(*(Column(name, overflow="fold") for name in names))  # a name that is cut is none
     for record in records:
-        counts = record.counts
-        accuracy = wilson(counts["correct"], counts["images"])
-        cells = [
-            record.model,
-            record.run,
-            condition(record),
-            f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
-            f"{counts['images']:,}" + ("" if counts["images"] == record.data["of"] else f" of {record.data['of']:,}"),
-        ]
+        accuracy, success = findings.top1(record), findings.success(record)
+        images = f"{record.data.images:,}" + ("" if record.data.images == record.data.of else f" of {record.data.of:,}")
+        interval = f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]"
+        cells = [record.network.label, record.run, short(record), interval, images]
         if attacked:
-            success = wilson(counts.get("success", 0), counts.get("right_before", 0))
-            cells.append(f"{success.value:.1%}" if success.total else "")
+            cells.append(f"{success.value:.1%}" if success and success.total else "")
         table.add_row(*cells)
     console.print(table)
-    for name in FLAGS:
-        flagged = [f"{record.model} {condition(record)}" for record in records if name in record.flags]
+    for flag in FLAGS:
+        flagged = [f"{record.network.label} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:
-            console.print(f"{', '.join(flagged)}: {FLAGS[name]}", highlight=False, soft_wrap=True)
+            console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", highlight=False, soft_wrap=True)
 
 
-def condition(record: "Record") -> str:
-    return " ".join(str(record.setting[name]) for name in TOLD if name in record.setting) or "upright"
+def short(record: "Record") -> str:
+    return kind_of(record.kind).short(record.setting)
 
 
 def print_plan(config: "TrainConfig", plan: "Plan", processes: int) -> None:

@@ -1,22 +1,18 @@
-"""The commands that measure: accuracy, rotate, attack, corrupt."""
+"""The commands that measure, one for each kind of measurement that has one: accuracy, rotate, attack, corrupt."""
 
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from sanbench.evaluation.kinds import Kind, Request, parse
 from sanbench_cli.console import print_records, progress
 from sanbench_cli.options import Crop, Device, Interpolation, Mean, Resize, Results, Root, Runs, Std, Weights, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sanbench.data import Images
-    from sanbench.evaluation.attacks.attack import Source
-    from sanbench.evaluation.loop import Perturbation
     from sanbench.runs.evaluated import EvaluatedModel
 
 Networks = Annotated[
@@ -38,7 +34,7 @@ Force = Annotated[bool, typer.Option("--force", help="Measure again what the res
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What accuracy, rotate and attack have in common: which networks, on which images, and where results go."""
+    """What the commands have in common: which networks, on which images, and where results go."""
 
     networks: Networks = None
     data: Data = None
@@ -67,54 +63,63 @@ class Evaluation:
         view |= {"crop": self.network_crop, "interpolation": self.network_interpolation}
         return {name: value for name, value in view.items() if value is not None}
 
-    def source(self, name: str, weights: Path | None) -> "Source":
-        """The network that a transfer's examples are made on."""
-        from sanbench.evaluation.attacks.attack import Source
-        from sanbench.runs.run import load_evaluated
+    def load(self, name: str, weights: Path | None) -> "EvaluatedModel":
+        """One network by name, on the device."""
+        from sanbench.runs.evaluated import load_evaluated
 
         (evaluated,) = load_evaluated([name], self.runs, *(([weights], self.preprocessing) if weights else ()))
-        return Source(
-            evaluated.model.to(start(self.device)), f"{evaluated.model.spec.label} ({evaluated.run})", evaluated.weights
-        )
+        evaluated.model.to(start(self.device))
+        return evaluated
 
-    def run(self, perturbations: "Callable[[EvaluatedModel, Images], Sequence[Perturbation]]", save_images: int = 0) -> None:
+    def run(self, kind: str, options: Any) -> None:
         """The one way from a command to the evaluation loop."""
-        from sanbench.evaluation.experiments import Protocol, evaluate
-        from sanbench.runs.evaluated import test_images
-        from sanbench.runs.run import load_evaluated
+        bind = parse(kind, options, Request(self.seed, self.batch_size, self.load))  # what is wrong is said before anything
+        from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+        from sanbench.evaluation.robust import Findings
+        from sanbench.runs.evaluated import load_evaluated, test_images
         from sanbench.store.files import Store
 
-        device = start(self.device)
-        protocol = Protocol(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
+        device, store, save_images = start(self.device), Store(self.results), getattr(options, "save_images", 0)
+        chosen = EvaluationOptions(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
         records = []
         with progress() as bar:
             for evaluated in load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing):
                 evaluated.model.to(device)
                 images = test_images(evaluated, self.data, self.data_root, self.decoder)
-                records += evaluate(
-                    evaluated, images, perturbations(evaluated, images), Store(self.results), device, protocol, bar
-                )
-        print_records(records)
+                records += evaluate(evaluated, images, bind(evaluated, images), store, device, chosen, bar)
+        print_records(records, Findings.of(store))
 
 
-def evaluation_command(command: "Callable[..., None]") -> "Callable[..., None]":
-    """`command(evaluation, ...)` as a command with its own options, then those of `Evaluation`.
+def evaluation_command(name: str, kind: Kind) -> Callable[..., None]:
+    """The command of a kind of measurement: its own options, then those of `Evaluation`.
 
     Where both have an option, as --crop of rotate, the shared one keeps its longer name: --network-crop.
     """
-    own = list(signature(command).parameters.values())[1:]
-    shared = list(signature(Evaluation).parameters.values())
+    assert kind.options is not None
+    options_type = kind.options
+    own, shared = own_options(options_type), list(signature(Evaluation).parameters.values())
 
-    @wraps(command)
-    def run(**options: Any) -> None:
-        evaluation = Evaluation(**{option.name: options.pop(option.name) for option in shared})
-        command(evaluation, **options)
+    def run(**values: Any) -> None:
+        options = options_type(**{option.name: values.pop(option.name) for option in own})
+        Evaluation(**values).run(name, options)
 
     taken = {option.name for option in own}
-    options = [shared[0], *own, *(renamed(option, taken) for option in shared[1:])]
-    run.__signature__ = Signature([option.replace(kind=Parameter.KEYWORD_ONLY) for option in options])  # type: ignore[attr-defined]  # typer reads it
-    run.__annotations__ = {option.name: option.annotation for option in options}
+    parameters = [shared[0], *own, *(renamed(option, taken) for option in shared[1:])]
+    run.__doc__ = options_type.__doc__
+    run.__signature__ = Signature([p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def own_options(options: type[Any]) -> list[Parameter]:
+    """The fields of a kind's options as a command's parameters, see `sanbench.evaluation.kinds.option`."""
+    types = get_type_hints(options)
+    found = []
+    for each in fields(options):
+        described = typer.Option(*each.metadata["flags"], help=each.metadata["help"], **each.metadata["limits"])
+        annotation = Annotated[types[each.name], described]  # type: ignore[valid-type, name-defined]  # made at run time
+        found.append(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotation))
+    return found
 
 
 def renamed(option: Parameter, taken: set[str]) -> Parameter:
@@ -123,84 +128,3 @@ def renamed(option: Parameter, taken: set[str]) -> Parameter:
         return option
     kind, info = get_args(option.annotation)
     return option.replace(annotation=Annotated[kind, typer.Option(f"--{option.name.replace('_', '-')}", help=info.help)])
-
-
-@evaluation_command
-def accuracy(evaluation: Evaluation) -> None:
-    """Measure top-1 and top-5 on upright test images."""
-    from sanbench.evaluation.loop import Identity
-
-    evaluation.run(lambda *_: [Identity()])
-
-
-@evaluation_command
-def rotate(
-    evaluation: Evaluation,
-    angles: Annotated[
-        str, typer.Option(help="Clockwise degrees, ranges start:stop:step, flip (upside down), mirror.")
-    ] = "90,180,270,flip",
-    interpolation: Annotated[str, typer.Option(help="nearest or bilinear; multiples of 90 are exact.")] = "bilinear",
-    fill: Annotated[str, typer.Option(help="black, grey or white.")] = "black",
-    crop: Annotated[str, typer.Option(help="none, or inscribed: the square that no angle has to fill.")] = "none",
-    mask: Annotated[str, typer.Option(help="none, or disc: nothing but the inscribed circle is shown.")] = "none",
-    order: Annotated[
-        str, typer.Option(help="crop-first, or rotate-first: with the pixels around the input that folders and ImageNet have.")
-    ] = "crop-first",
-) -> None:
-    """Measure top-1 on rotated test images, beside the upright ones: sanbench rotate --angles 90,180."""
-    from sanbench.evaluation.rotations import Frame, parse_angles, parse_order
-
-    frame = Frame(interpolation, fill, crop, mask)
-    parse_angles(angles, frame)  # what is wrong is said before anything is loaded
-    evaluation.run(lambda _, images: parse_angles(f"0,{angles}", parse_order(order, frame, images.name, images.widest)))
-
-
-@evaluation_command
-def attack(
-    evaluation: Evaluation,
-    eps: Annotated[str, typer.Option(help="L-infinity budgets in [0, 1] pixels: fractions or decimals.")] = "8/255",
-    attacks: Annotated[
-        str,
-        typer.Option(
-            "--attack",
-            help="fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
-        ),
-    ] = "pgd,pgd-targeted",
-    norm: Annotated[str | None, typer.Option(help="linf or l2; default: linf, for pgd-l2 l2.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, or queries of square; default: the attack's own.")] = None,
-    step_size: Annotated[str | None, typer.Option(help="Default: a quarter of eps.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Starts; an image has to withstand all. Default: 1.")] = None,
-    target: Annotated[str, typer.Option(help="Of pgd-targeted: random, least-likely or next.")] = "random",
-    targets: Annotated[int | None, typer.Option(help="Classes that apgd-targeted and fab try. Default: 9.")] = None,
-    made_on: Annotated[
-        str | None,
-        typer.Option(
-            "--source",
-            metavar="RUN|CHECKPOINT|MODEL",
-            help="Transfer: make the examples on this network; with fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr.",
-        ),
-    ] = None,
-    source_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --source, if that is from elsewhere.")] = None,
-    save_images: Annotated[int, typer.Option(min=0, help="Keep examples of so many images as PNG.")] = 0,
-) -> None:
-    """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
-    from sanbench.evaluation.attacks.attack import bind
-    from sanbench.evaluation.attacks.table import parse_attacks
-
-    wanted = parse_attacks(attacks, eps, steps, step_size, evaluation.seed, norm, restarts, target, targets)
-    source = evaluation.source(made_on, source_weights) if made_on else None
-    evaluation.run(lambda evaluated, _: bind(evaluated.model, wanted, evaluation.batch_size, source), save_images)
-
-
-@evaluation_command
-def corrupt(
-    evaluation: Evaluation,
-    kinds: Annotated[str, typer.Option(help="gaussian-noise, fog, jpeg, ...: see the report; or all fifteen.")] = "all",
-    severity: Annotated[str, typer.Option(help="1 to 5: ranges, both ends included, and lists.")] = "1:5",
-) -> None:
-    """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
-    from sanbench.evaluation.corruptions import parse_corruptions
-    from sanbench.evaluation.loop import Identity
-
-    corrupted = [Identity(), *parse_corruptions(kinds, severity, evaluation.seed)]
-    evaluation.run(lambda *_: corrupted)

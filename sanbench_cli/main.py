@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sanbench.errors import InputError
+from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, training
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_records, progress
@@ -35,10 +36,9 @@ app.command()(training.train)
 app.command()(training.runs)
 app.command("import")(networks.import_checkpoint)
 app.command()(networks.export)
-app.command()(evaluation.accuracy)
-app.command()(evaluation.rotate)
-app.command()(evaluation.attack)
-app.command()(evaluation.corrupt)
+for _name, _kind in KINDS.items():
+    if _kind.command:
+        app.command(_kind.command)(evaluation.evaluation_command(_name, _kind))
 
 
 @app.command()
@@ -65,15 +65,18 @@ def reproduce(
     results: Results = Path("results"),
 ) -> None:
     """Train two SANs and a ResNet on fashion10k, measure all three, write the report."""
+    from sanbench.evaluation.robust import Findings
+    from sanbench.report import write_report
     from sanbench.store.files import Store
-    from sanbench.studies.presets import reproduce as run_all
+    from sanbench.studies.presets import reproduce as run_study
 
     if full and everything:
         raise InputError("--all and --full are not accepted together: name one.")
+    store = Store(results)
     with progress() as bar:
-        records, paths = run_all("full" if full else "all" if everything else "quick", runs, Store(results), start(device), bar)
-    print_records(records)
-    for path in paths:
+        records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
+    print_records(records, Findings.of(store))
+    for path in write_report(store):
         console.print(path, highlight=False)
 
 

@@ -1,7 +1,5 @@
 """Benchmarks count what they say they count, and each is kept as a record."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -14,7 +12,6 @@ from sanbench.bench.reading import make_photographs, photographs_here, time_read
 from sanbench.bench.timing import Timing, time_in_turn
 from sanbench.bench.training import time_training
 from sanbench.data import Batch, Source, load_dataset
-from sanbench.errors import InputError
 from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.rotations import parse_angles
@@ -153,7 +150,8 @@ class Noting(nn.Module):
 
 def test_evaluation_is_compared_with_the_passes_that_it_made():
     torch.manual_seed(0)
-    model, batch = Noting(), Batch(torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8), torch.arange(5), torch.arange(5))
+    model, images = Noting(), torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    batch = Batch(images, model(images / 255).argmax(1), torch.arange(5))  # all right, so that all are attacked
     ((_, config),) = parse_attacks("pgd", "4/255")
     for perturbations in (parse_angles("0,90"), [Attack("pgd", model, config, 2)]):
         model.passes.clear()
@@ -247,7 +245,7 @@ def test_what_was_measured_is_recorded(kind, tmp_path, no_peak):
         ("model san10 -n 0", "n 0 is not accepted: it must be at least 1"),
         ("model s", "Unknown model 's'"),
         ("model san10 --dtype float16", "dtype float16 is not accepted: accepted are bfloat16, float32"),
-        ("ops --kernels fast", "Unknown kernel 'fast'"),
+        ("ops --kernels fast", "'fast'. Known: avx2, avx512, plain, portable, tiled"),
         ("ops --footprint 4", "footprint 4 is not accepted"),
         ("ops -n 0", "n 0 is not accepted"),
         ("evaluate -n 0", "n 0 is not accepted"),
@@ -314,18 +312,7 @@ def test_what_a_benchmark_ran_is_recorded(tmp_path, monkeypatch, no_peak):
     assert "| evaluate | bfloat16 | 1 | 33 |" in report and "| evaluate | float32, compiled | 1 | 33 |" in report
 
 
-def test_a_line_that_is_no_benchmark_is_named(tmp_path):
-    (tmp_path / "benchmarks.jsonl").write_text(json.dumps({"experiment": "model"}) + "\n")
-    with pytest.raises(Exception, match=r"benchmarks\.jsonl holds what is no benchmark"):
-        Store(tmp_path).benchmarks()
-
-
 def test_info_tells_what_runs():
     text = sanbench("info").stdout
     for words in (torch.__version__.split("+")[0], cpu.kernel(), "tiled", "threads", "allocator", "keeps freed memory"):
         assert words in text
-
-
-def test_no_steps_are_refused():
-    with pytest.raises(InputError, match="n 0"):
-        time_pair(Case("san10_pairwise"), Case("resnet26"), 0, CPU)

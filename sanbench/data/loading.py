@@ -4,7 +4,7 @@ import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,6 +23,15 @@ class DeadWorker(SanbenchError):
     """A process that reads images has died."""
 
 
+class Chunks:
+    """What a DataLoader takes for a sampler of batches: it is asked for the current chunks each time that it starts."""
+
+    current: Iterable[Sequence[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.current)
+
+
 class Loader:
     """Batches of one split: the processes that read them start at the first `read` and stay until the loader goes.
 
@@ -32,7 +41,7 @@ class Loader:
     def __init__(self, images: Images, workers: int | None = None, skip_bad_images: bool = False) -> None:
         self.skip_bad_images = skip_bad_images
         count = default_workers(images) if workers is None else workers
-        self.chunks: list[list[int]] = []
+        self.chunks = Chunks()
         self.loader = DataLoader(
             images,
             batch_sampler=self.chunks,
@@ -43,13 +52,13 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def read(self, chunks: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """A batch for each chunk of draws (see `Images`), in order.
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """A batch for each chunk of draws (see `Images`), in order; a chunk is asked for when a process is free to read it.
 
         Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` the batch names it instead,
         unless nothing is left of it. Raises DeadWorker if a process that reads has died.
         """
-        self.chunks[:] = [list(chunk) for chunk in chunks]
+        self.chunks.current = chunks
         try:
             with dead_workers_named():
                 for batch in self.start():
@@ -85,7 +94,7 @@ def kill(parent: int, workers: Sequence[BaseProcess]) -> None:
 
 
 def batches(
-    images: Images, chunks: Sequence[Sequence[int]], workers: int | None = None, skip_bad_images: bool = False
+    images: Images, chunks: Iterable[Sequence[int]], workers: int | None = None, skip_bad_images: bool = False
 ) -> Iterator[Batch]:
     """The batches of `chunks`, once: see `Loader.read`."""
     return Loader(images, workers, skip_bad_images).read(chunks)

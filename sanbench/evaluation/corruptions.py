@@ -7,7 +7,7 @@ each entry's `definition`, in the record and in the report. The benchmark stored
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from sanbench.errors import InputError, unknown
-from sanbench.evaluation.loop import Perturbation, Perturbed
+from sanbench.evaluation.kinds import CorruptionOptions, Request
+from sanbench.evaluation.loop import Identity, Perturbation, Perturbed
 from sanbench.evaluation.rng import image_seed, seeded
+
+if TYPE_CHECKING:
+    from sanbench.evaluation.kinds import Bind
 
 ORIGINAL = "as in the original benchmark"
 SIDE = 224  # to which the benchmark's lengths refer
@@ -222,21 +226,21 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 @dataclass(frozen=True)
-class Corrupted:
-    """Images with corruption `kind` at `severity`, rounded to 8 bits; random numbers from (seed, image, kind, severity)."""
+class Corrupted(Perturbation):
+    """Images with corruption `name` at `severity`, rounded to 8 bits; random numbers from (seed, image, name, severity)."""
 
-    kind: str
+    name: str
     severity: int
     seed: int = 0
-    experiment = "corruption"
+    kind = "corruption"
 
     @property
     def setting(self) -> dict[str, Any]:
-        entry = CORRUPTIONS[self.kind]
+        entry = CORRUPTIONS[self.name]
         strength = entry.strengths[self.severity - 1]
         values = list(strength) if isinstance(strength, tuple) else strength
         return {
-            "kind": self.kind,
+            "corruption": self.name,
             "severity": self.severity,
             "strength": values,
             "definition": entry.definition,
@@ -244,12 +248,17 @@ class Corrupted:
         }
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
-        entry = CORRUPTIONS[self.kind]
+        entry = CORRUPTIONS[self.name]
         made = []
         for image, index in zip(images.cpu(), indices.tolist(), strict=True):
-            draw = seeded(image_seed(self.seed, index, self.kind, self.severity))
+            draw = seeded(image_seed(self.seed, index, self.name, self.severity))
             made.append(entry.apply(image, entry.strengths[self.severity - 1], draw).clamp(0, 1))
         return Perturbed((torch.stack(made) * 255).round().div(255).to(images.device), {})
+
+
+def parse(options: CorruptionOptions, request: Request) -> "Bind":
+    corrupted: list[Perturbation] = [Identity(), *parse_corruptions(options.kinds, options.severity, request.seed)]
+    return lambda model, images: corrupted
 
 
 def parse_corruptions(kinds: str, severities: str, seed: int) -> list[Perturbation]:

@@ -3,13 +3,18 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from sanbench.data import Batch
+from sanbench.evaluation.kinds import AccuracyOptions, Request
+from sanbench.evaluation.sanity_checks import near_chance
+
+if TYPE_CHECKING:
+    from sanbench.evaluation.kinds import Bind
 
 
 class Perturbed(NamedTuple):
@@ -19,36 +24,47 @@ class Perturbed(NamedTuple):
     places: int = 0  # in the batches that the network was shown while they were made
 
 
-class Perturbation(Protocol):
-    """What happens to images before the network sees them. One with a `border` is given so many pixels around the input too."""
+class Perturbation:
+    """What happens to images before the network sees them.
 
-    @property
-    def experiment(self) -> str: ...
+    kind     a name of `sanbench.evaluation.kinds.KINDS`
+    setting  all that decides what happens, in plain values
+    border   how many pixels around the network's input it is given too
+    """
 
-    @property
-    def setting(self) -> dict[str, Any]: ...
-
-    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
-        """images N x 3 x H x W in [0, 1], their labels, and their indices in the split."""
-
-
-class Identity:
-    """Upright images as they are."""
-
-    experiment = "accuracy"
+    kind = ""
+    border = 0
 
     @property
     def setting(self) -> dict[str, Any]:
         return {}
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+        """images N x 3 x H x W in [0, 1], their labels, and their indices in the split."""
         return Perturbed(images, {})
 
+    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+        """Names of FLAGS that the rows of all images show."""
+        return []
 
-class Rows(NamedTuple):
-    """One perturbation's outcome on one batch: a row an image, what the network saw, and the time it took."""
 
-    frame: pd.DataFrame
+class Identity(Perturbation):
+    """Upright images as they are."""
+
+    kind = "accuracy"
+
+    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+        return near_chance(rows, classes)
+
+
+def parse_accuracy(options: AccuracyOptions, request: Request) -> "Bind":
+    return lambda model, images: [Identity()]
+
+
+class Scored(NamedTuple):
+    """One perturbation's outcome on one batch: a row an image, what the network saw, and the seconds it took."""
+
+    rows: pd.DataFrame
     perturbed: Perturbed
     seconds: float
 
@@ -58,7 +74,7 @@ def measure(
     stream: Iterable[tuple[Batch, Sequence[Perturbation]]],
     device: torch.device,
     batch_size: int | None = None,
-) -> Iterator[list[Rows]]:
+) -> Iterator[list[Scored]]:
     """For each batch, the rows of each of its perturbations, in float32 and evaluation mode.
 
     A batch is read once and perturbed as a whole; the network sees at most `batch_size` images at once.
@@ -70,10 +86,10 @@ def measure(
             outcome = []
             for perturbation in perturbations:
                 started = time.perf_counter()
-                given = without_border(images, batch.border - getattr(perturbation, "border", 0))
+                given = without_border(images, batch.border - perturbation.border)
                 perturbed = perturbation(given, labels, batch.indices)
                 rows = score(model, perturbed, batch.indices, labels, batch_size)
-                outcome.append(Rows(rows, perturbed, time.perf_counter() - started))
+                outcome.append(Scored(rows, perturbed, time.perf_counter() - started))
         yield outcome
 
 

@@ -1,10 +1,11 @@
 """One job by several processes on this machine; they end with the one that started them, even if that is killed."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable
 from multiprocessing.process import parent_process
 from queue import Empty
 from typing import Any
@@ -12,33 +13,30 @@ from typing import Any
 import torch
 
 from sanbench.errors import SanbenchError
-from sanbench.progress import Progress, Report
 
-Work = Callable[[Any, Any, torch.device], None]
+Work = Callable[[Any, torch.device], None]
 
 
-def run_shards(work: Work, job: Any, shards: Sequence[Sized], device: torch.device, progress: Report, task: str) -> None:
-    """`work(job, shard, device)` for every shard, each in a process of its own; of several GPUs each takes one.
+def run_processes(work: Work, job: Any, count: int, device: torch.device, look: Callable[[], None]) -> None:
+    """`work(job, device)` in `count` processes; of several GPUs each takes one. `look` is called while they run.
 
     Raises what the first process to fail raised.
     """
     context = multiprocessing.get_context("spawn")
     failures = context.Queue()
-    threads = max(1, torch.get_num_threads() // len(shards))
+    threads = max(1, torch.get_num_threads() // count)
     processes = [
-        context.Process(target=run_shard, args=(work, job, shard, own_device(device, rank), threads, failures))
-        for rank, shard in enumerate(shards)
+        context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, failures)) for rank in range(count)
     ]
     try:
         for process in processes:
             process.start()
-        for done, process in enumerate(processes, start=1):
-            while process.is_alive() and all(p.exitcode in (None, 0) for p in processes):
-                process.join(0.2)
-            broken = [p for p in processes if p.exitcode not in (None, 0)]
+        while any(process.is_alive() for process in processes):
+            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], 0.5)
+            broken = [process for process in processes if process.exitcode not in (None, 0)]
             if broken:
                 raise failure(failures, broken[0].exitcode)
-            progress(Progress(task, done, len(processes)))
+            look()
     finally:
         for process in processes:
             if process.is_alive():
@@ -53,12 +51,12 @@ def failure(failures: Any, code: int | None) -> Exception:
     return found
 
 
-def run_shard(work: Work, job: Any, shard: Any, device: torch.device, threads: int, failures: Any) -> None:
+def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        work(job, shard, device)
+        work(job, device)
     except Exception as error:
         failures.put(error)
         raise SystemExit(1) from None

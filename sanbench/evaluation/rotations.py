@@ -7,15 +7,21 @@ first and cropped then, so that real pixels come into the corners. Which of the 
 
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from sanbench.data import Images
 from sanbench.errors import InputError, unknown
+from sanbench.evaluation.kinds import Request, RotationOptions
 from sanbench.evaluation.loop import Identity, Perturbation, Perturbed
+
+if TYPE_CHECKING:
+    from sanbench.evaluation.kinds import Bind
+    from sanbench.runs.evaluated import EvaluatedModel
 
 ACCEPTED = "clockwise degrees (90, 22.5), ranges start:stop:step (0:360:15, without the stop), and the words flip and mirror"
 INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
@@ -82,12 +88,12 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(Perturbation):
     """Clockwise by `angle` degrees."""
 
     angle: int | float
     frame: Frame = Frame()
-    experiment = "rotation"
+    kind = "rotation"
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -95,7 +101,7 @@ class Rotation:
         return {"angle": self.angle} | ({} if exact else self.frame.setting)
 
     @property
-    def border(self) -> int:
+    def border(self) -> int:  # type: ignore[override]  # the frame's
         return self.frame.border
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
@@ -103,23 +109,35 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(Perturbation):
     """Upside down, or mirrored left to right: exact."""
 
     word: str = "flip"
     frame: Frame = Frame()
-    experiment = "rotation"
+    kind = "rotation"
 
     @property
     def setting(self) -> dict[str, Any]:
         return {"angle": self.word} | (self.frame.setting if self.frame.changes_upright else {})
 
     @property
-    def border(self) -> int:
+    def border(self) -> int:  # type: ignore[override]  # the frame's
         return self.frame.border
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         return Perturbed(self.frame.show(images.flip(WORDS[self.word])), {})
+
+
+def parse(options: RotationOptions, request: Request) -> "Bind":
+    frame = Frame(options.interpolation, options.fill, options.crop, options.mask)
+    parse_angles(options.angles, frame)
+    if options.order not in ORDERS:
+        raise unknown("order", options.order, ORDERS)
+
+    def bind(model: "EvaluatedModel", images: Images) -> list[Perturbation]:
+        return parse_angles(f"0,{options.angles}", parse_order(options.order, frame, images.name, images.widest))
+
+    return bind
 
 
 def parse_angles(text: str, frame: Frame = Frame()) -> list[Perturbation]:

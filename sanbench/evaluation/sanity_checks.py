@@ -1,16 +1,14 @@
 """Signs that a figure says less than it seems to: gradients that are masked, accuracy that guessing would reach."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.store.files import Record
+from sanbench.store.schema import Record
 
-CONTROLS = 16  # images of a part that are run twice
 DEAD_SHARE = 0.01  # of the attacked images
 NOTABLE = 0.01  # of the images: by how much a black-box attack has to beat a white-box one
 MUCH_STRONGER = 0.10  # of the images, for ten times the steps
@@ -26,11 +24,6 @@ FLAGS: dict[str, str] = {
     "flat-in-eps": "Accuracy did not fall from a smaller budget to this one, which is large.",
     "steps-matter": "Ten times the steps cost more than another 10 points: this attack has not converged.",
 }
-
-
-def probability_like(logits: Tensor) -> Tensor:
-    """Rows that are non-negative and sum to 1: N."""
-    return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)
 
 
 def near_chance(rows: pd.DataFrame, classes: int) -> list[str]:
@@ -55,15 +48,14 @@ def attack_flags(rows: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
     return flags
 
 
-def compared_flags(record: Record, others: Sequence[Record]) -> list[str]:
-    """What the attacks of the same network on the same images show about `record`, in any order they were measured."""
-    setting, counts = record.setting, record.counts
-    images = counts["images"]
+def compared_flags(record: Record, others: Sequence[Record], correct: Callable[[Record], int]) -> list[str]:
+    """What other attacks on the same network and images show about `record`; `correct` counts the images that stand."""
+    setting, images = record.setting, record.counts["images"]
     flags = []
     for other in others:
         if other.setting["norm"] != setting["norm"]:
             continue
-        weaker = counts["correct"] - other.counts["correct"]  # images by which this attack is the weaker one
+        weaker = correct(record) - correct(other)  # images by which this attack is the weaker one
         alike = {name for name in {*setting, *other.setting} if setting.get(name) == other.setting.get(name)}
         if (
             other.setting["attack"] == "square"
@@ -74,20 +66,8 @@ def compared_flags(record: Record, others: Sequence[Record]) -> list[str]:
             flags.append("black-box-stronger")
         if setting["attack"] in STEPPED and {*setting} - alike <= {"eps", "step_size"} and "eps" not in alike:
             eps, smaller = Fraction(setting["eps"]), Fraction(other.setting["eps"])
-            if smaller < eps and eps >= LARGE[setting["norm"]] and weaker >= 0 and counts["correct"] > 0.1 * images:
+            if smaller < eps and eps >= LARGE[setting["norm"]] and weaker >= 0 and correct(record) > 0.1 * images:
                 flags.append("flat-in-eps")
         if {*setting} - alike == {"steps"} and other.setting["steps"] >= 10 * setting["steps"]:
             flags += ["steps-matter"] if weaker > MUCH_STRONGER * images else []
-    return list(dict.fromkeys(flags))
-
-
-def all_flags(record: Record, others: Sequence[Record]) -> list[str]:
-    """In the order of FLAGS: the record's own and those by comparison."""
-    own = [
-        name for name in record.flags if name in OWN and not (name == "black-box-stronger" and "members" not in record.setting)
-    ]
-    found = {*own, *compared_flags(record, others)}
-    return [name for name in FLAGS if name in found]
-
-
-OWN = ("dead-gradients", "noisy-logits", "probabilities", "black-box-stronger")
+    return flags

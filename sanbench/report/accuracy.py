@@ -4,52 +4,52 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS
-from sanbench.report.cells import Rows, cell, footmarks, footnotes, identity, marked, top1
+from sanbench.report.cells import Footnotes, cell, identity, number_of_images, short
 from sanbench.report.rendering import Block, Heading, Table, Text
-from sanbench.store.files import Record
+from sanbench.store.schema import Record
 
 CLASSES_SHOWN = 20  # a table with more columns is for a CSV reader
 ENDS_SHOWN = 5
 
 
-def accuracy_section(group: Sequence[Record], rows: Rows) -> list[Block]:
-    published = group[0].data["name"] == "imagenet"
-    upright = [record for record in group if record.experiment == "accuracy"]
-    marks = footmarks(upright)
+def section(group: Sequence[Record], findings: Findings) -> list[Block]:
+    published = group[0].data.name == "imagenet"
+    upright = [record for record in group if record.kind == "accuracy"]
+    notes = Footnotes(upright, findings)
     lines = []
     for record in upright:
-        counts = record.counts
         line = {
-            "network": record.model,
-            "top-1": cell(top1(record)) + marked(record, marks),
-            "top-5": cell(wilson(counts["correct_top5"], counts["images"])),
+            "network": record.network.label,
+            "top-1": notes.cell(record),
+            "top-5": cell(wilson(record.counts["correct_top5"], record.counts["images"])),
             **identity(record),
         }
-        paper = MODELS[record.model].published if published and record.model in MODELS else None
+        paper = MODELS[record.network.name].published if published and record.network.label in MODELS else None
         if published:
             line["published top-1 / top-5"] = f"{paper.top1} / {paper.top5}" if paper else ""
         lines.append(line)
-    return [Heading("Accuracy, upright", 3), Table(lines), *footnotes(marks)] if lines else []
+    return [Heading("Accuracy, upright", 3), Table(lines), *notes.blocks()] if lines else []
 
 
-def per_class_section(group: Sequence[Record], rows: Rows) -> list[Block]:
+def per_class_section(group: Sequence[Record], findings: Findings) -> list[Block]:
     """All classes, or of many the best and the worst ones."""
     lines, extremes = [], []
     for record in group:
-        if record.experiment != "accuracy" or not record.classes:
+        if record.kind != "accuracy" or not record.classes:
             continue
-        frame = rows(record)
-        right = frame["prediction"].eq(frame["label"]).groupby(frame["label"]).agg(["sum", "count"])
-        line = {"network": record.model, "weights": record.weights[:8]}
+        rows, n = findings.rows(record), {"n": number_of_images(record.data)}
+        right = rows["prediction"].eq(rows["label"]).groupby(rows["label"]).agg(["sum", "count"])
+        line = {"network": record.network.label, "weights": short(record.network)}
         if len(record.classes) > CLASSES_SHOWN:
-            extremes.append(line | best_and_worst(right, record.classes) | {"n": identity(record)["n"]})
+            extremes.append(line | best_and_worst(right, record.classes) | n)
             continue
         for label, name in enumerate(record.classes):
             hits, total = map(int, right.loc[label]) if label in right.index else (0, 0)
             line[name] = f"{100 * wilson(hits, total).value:.1f} ({total})" if total else "—"
-        lines.append(line | {"n": identity(record)["n"]})
+        lines.append(line | n)
     text = Text("Top-1 on upright images by class; in parentheses the number of images.")
     tables = [Table(found) for found in (lines, extremes) if found]
     return [Heading("Accuracy by class", 3), text, *tables] if tables else []

@@ -1,6 +1,7 @@
 """What networks cost on the machines they were timed on: a table, and the picture of its sweeps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,7 +11,6 @@ from sanbench.report.pictures import COLOURS
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
 from sanbench.store.schema import Benchmark
 
-COST_PICTURE = "cost.png"
 SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}  # fields of a setting, and what an axis calls them
 
 
@@ -25,9 +25,14 @@ def cost_section(benchmarks: Sequence[Benchmark]) -> list[Block]:
         Text(f"Medians of n steps in turn, by `sanbench bench model`. {machines}."),
         Table([row(benchmark) for benchmark in timed]),
     ]
-    if any(sweeps(timed, varied) for varied in SWEEPS):
-        blocks.append(Picture(COST_PICTURE, "Time against footprint and image size"))
-    return blocks
+    return [*blocks, *(Picture(file, "Time against footprint and image size") for file in cost_pictures(timed))]
+
+
+def cost_pictures(benchmarks: Sequence[Benchmark]) -> dict[str, Callable[[Path], None]]:
+    """By file name, what draws into a path."""
+    if not any(sweeps(benchmarks, varied) for varied in SWEEPS):
+        return {}
+    return {"cost.png": partial(draw_cost, benchmarks)}
 
 
 def row(benchmark: Benchmark) -> dict[str, str]:

@@ -2,40 +2,39 @@
 
 from collections.abc import Sequence
 
-from sanbench.report.cells import Rows
+from sanbench.evaluation.robust import Findings
 from sanbench.report.rendering import Block, Heading, Table, Text
-from sanbench.store.files import Record
+from sanbench.store.schema import Record
 
 
 def trained(record: Record) -> dict[str, str]:
     """How the weights came about; of networks from elsewhere what their file tells, which may be nothing."""
-    told, recipe = record.training, record.training.get("recipe")
-    evaluated = {"evaluated": f"epoch {told['epoch']} ({record.selection})"} if told.get("epoch") is not None else {}
+    training, recipe = record.training, record.training.get("recipe")
+    evaluated = {"evaluated": f"epoch {training['epoch']} ({record.selection})"} if training.get("epoch") is not None else {}
     if recipe is None:
         return {"recipe": "not told", **evaluated}
     return {
         "recipe": f"{recipe['optimizer']}, lr {recipe['lr']}, batch {recipe['batch_size']}, {recipe['epochs']} epochs",
-        "images": f"{told['train_images']:,}",
+        "images": f"{training['train_images']:,}",
         **evaluated,
-        "minutes": f"{told['train_seconds'] / 60:.1f}",
+        "minutes": f"{training['train_seconds'] / 60:.1f}",
     }
 
 
 def preprocessed(record: Record) -> dict[str, str]:
-    """`shorter side 256, centre crop 224, mean 0.5 0.5 0.5, std ...`; older records do not say."""
-    numbers = [f"{name} {' '.join(map(str, values))}" for name, values in record.normalisation.items()]
-    words = [*filter(None, [record.data.get("preprocessing")]), *numbers]
-    return {"preprocessing": ", ".join(words)} if words else {}
+    """`shorter side 256, centre crop 224, mean 0.5 0.5 0.5, std ...`."""
+    numbers = [f"{name} {' '.join(map(str, getattr(record.network, name)))}" for name in ("mean", "std")]
+    return {"preprocessing": ", ".join([*filter(None, [record.data.preprocessing]), *numbers])}
 
 
-def provenance_section(group: Sequence[Record], rows: Rows) -> list[Block]:
+def provenance_section(group: Sequence[Record], findings: Findings) -> list[Block]:
     """How each network was trained and where it was measured."""
     lines = []
-    for record in {(record.run, record.weights): record for record in group}.values():
-        lines.append({"network": record.model, "run": record.run, **trained(record), **preprocessed(record)})
+    for record in {(record.run, record.network.weights): record for record in group}.values():
+        lines.append({"network": record.network.label, "run": record.run, **trained(record), **preprocessed(record)})
     devices = ", ".join(sorted({record.device for record in group}))
     made = ", ".join(f"{name} {value}" for name, value in group[-1].versions.items())
     measured = sum(record.seconds for record in group) / 60
-    tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data['decoder']}"
-    tail += f", {done}." if (done := group[0].data.get("preprocessing")) else "."
+    tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data.decoder}"
+    tail += f", {done}." if (done := group[0].data.preprocessing) else "."
     return [Heading("How the networks came about", 3), Table(lines), Text(tail)]

@@ -1,19 +1,20 @@
-"""Results as files: rows of images in Parquet, one frozen Record a measurement. The only writer of results/.
+"""The results folder: the only writer of records, rows and reports.
 
-results/rows/NAME.parquet         a row an image; while measuring, results/rows/NAME/00000.parquet, ... part by part
-results/records/NAME.json         counts and all that decides them
-results/images/NAME/*.png         examples: clean, adversarial, difference
-results/benchmarks.jsonl          a line a benchmark: what something costs on a machine
-results/report.md, *.csv, *.png   derived from the records
+results/records/NETWORK.jsonl          a line a record; what records share (network, images, versions) has a line of its own
+results/rows/NETWORK/KIND.parquet      a row an image, a row group a record
+results/benchmarks.jsonl               a line a benchmark: what networks and their layers cost on a machine
+results/images/NETWORK/SETTING/*.png   examples: clean, adversarial, difference
+results/report.*, *.csv, *.png         derived from the records: delete them, and `sanbench report` makes them again
+results/work/                          parts of unfinished measurements, claims and half-written files; ignored by git
 """
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,196 +22,238 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from sanbench.errors import SanbenchError
-from sanbench.store.schema import Benchmark
+from sanbench.store.claims import Claims, locked, this_process
+from sanbench.store.rows import digest, read_group, read_groups, write_groups
+from sanbench.store.schema import Benchmark, Measurement, Network, Record, slug
 
-Kind = TypeVar("Kind", bound=BaseModel)
-
-
-class Measurement(BaseModel):
-    """All that decides a result. Two measurements with the same key have the same result up to float rounding.
-
-    data        name, split, fingerprint, decoder, number of images used and there, seed of the subset
-    experiment  accuracy, rotation, attack, transfer or corruption; `setting` holds its parameters, an attack's seed among them
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    weights: str  # SHA-256
-    data: dict[str, Any]
-    experiment: str
-    setting: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        decisive = self.model_dump(include=set(Measurement.model_fields))  # the same for a Record of the measurement
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def name(self) -> str:
-        """The key's beginning behind what a reader looks for: `san10_pairwise-rotation-90-1a2b3c4d5e6f`."""
-        words = [
-            self.model,
-            self.experiment,
-            *(str(self.setting[k]) for k in ("angle", "attack", "eps", "kind", "severity") if k in self.setting),
-        ]
-        return "-".join("".join(c if c.isalnum() or c in "_." else "_" for c in word) for word in [*words, self.key[:12]])
+SHARED = ("network", "training", "data", "classes", "versions")  # fields of records that a file holds once
 
 
-class Record(Measurement):
-    """A measurement's outcome.
+class Part(NamedTuple):
+    """Some images' rows of a measurement, the seconds they took, and the places that the batches of their passes had."""
 
-    counts      images, correct, correct_top5; under attack also right_before, success (right before and wrong now),
-                hit_target, correct_8bit (as 8-bit images), forward_passes and backward_passes (of one image each), places
-                (of the batches: forward_passes / places is how full they were), and for an ensemble fell_to_MEMBER.
-                Robust accuracy is correct / images, attack success is success / right_before
-    extremes    largest perturbation norms
-    flags       signs that the figure says less than it seems to, see `sanbench.evaluation.sanity_checks`
-    training    how the weights came about, as far as their file tells: recipe, seed, epoch, images, seconds; `selection`
-                says on which images the epoch was chosen
-    normalisation  mean and std inside the network; what photographs went through before is data's `preprocessing`
-    """
-
-    run: str
-    counts: dict[str, int]
-    extremes: dict[str, float]
-    training: dict[str, Any]
-    selection: str
-    normalisation: dict[str, Any] = {}
-    classes: list[str] = []
-    flags: list[str] = []
-    versions: dict[str, str]
-    device: str
+    rows: pd.DataFrame
     seconds: float
-    created: str
+    places: int
 
 
 class Store:
-    """The results folder. Everything in it is written whole or not at all. Raises SanbenchError if that fails."""
+    """The results folder. Everything in it is written whole or not at all. Raises SanbenchError if that fails.
+
+    problems  a sentence for each line that could not be read, after a call of `records`
+    """
 
     def __init__(self, root: Path | str = "results") -> None:
         self.root = Path(root)
+        self.work = self.root / "work"
+        self.problems: list[str] = []
+        self._known: dict[Path, tuple[tuple[int, ...], list[Record], list[str]]] = {}  # by file, until it changes
 
-    def check_writable(self) -> None:
-        """Fail before hours of work, not after. Changes nothing that is there."""
-        self._write(self.root / ".writable", lambda path: path.touch())
-        (self.root / ".writable").unlink()
-
-    def find(self, measurement: Measurement) -> Record | None:
-        path = self._record_path(measurement)
-        return self._read_record(path) if path.is_file() else None
+    # reading
 
     def records(self) -> list[Record]:
-        """All records, oldest first."""
-        found = [self._read_record(path) for path in sorted((self.root / "records").glob("*.json"))]
+        """All records, oldest first. Lines that are no records are left out and named in `problems`."""
+        self.problems = []
+        found = [record for path in sorted((self.root / "records").glob("[!.]*.jsonl")) for record in self._read(path)]
         return sorted(found, key=lambda record: record.created)
 
-    def write_benchmark(self, benchmark: Benchmark) -> None:
-        """Add a line, or replace the one with the same key."""
-        found = {other.key: other for other in self.benchmarks()} | {benchmark.key: benchmark}
-        self._write_text(self._benchmarks_path, "".join(f"{other.model_dump_json()}\n" for other in found.values()))
+    def find(self, measurements: Sequence[Measurement]) -> dict[str, Record]:
+        """By key, the records of those that have one."""
+        keys = {measurement.key for measurement in measurements}
+        stems = dict.fromkeys(measurement.network.stem for measurement in measurements)
+        found = (record for stem in stems for record in self._read(self.root / "records" / f"{stem}.jsonl"))
+        return {record.key: record for record in found if record.key in keys}
+
+    def rows(self, record: Record) -> pd.DataFrame:
+        """A row an image. Raises SanbenchError where they are missing or are others than the record's."""
+        path = self._rows_path(record.network, record.kind)
+        try:
+            table = read_group(path, record.id)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise SanbenchError(f"{path} cannot be read: {error}.") from error
+        if table is None:
+            raise SanbenchError(f"{path} holds no rows of record {record.id}: measure it again with --force.")
+        rows = table.to_pandas()
+        if digest(rows) != record.rows:
+            raise SanbenchError(f"{path} holds other rows than those of record {record.id}: measure it again with --force.")
+        return rows
 
     def benchmarks(self) -> list[Benchmark]:
         """All benchmarks, oldest first."""
-        path = self._benchmarks_path
+        path = self.root / "benchmarks.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         try:
             found = [Benchmark.model_validate_json(line) for line in lines]
         except ValidationError as error:
-            raise SanbenchError(f"{path} holds what is no benchmark of this version of sanbench: mend it.") from error
+            raise SanbenchError(f"{path} holds a line that is no benchmark of this version: move it away.") from error
         return sorted(found, key=lambda benchmark: benchmark.created)
 
-    def rows(self, measurement: Measurement) -> pd.DataFrame:
-        return pd.read_parquet(self._rows_path(measurement))
+    def _read(self, path: Path) -> list[Record]:
+        """The records of a file; of a measurement that stands there twice, the one that was made last."""
+        if not path.is_file():
+            return []
+        status = path.stat()
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if path not in self._known or self._known[path][0] != version:
+            self._known[path] = (version, *parse(path))
+        _, records, problems = self._known[path]
+        self.problems += [problem for problem in problems if problem not in self.problems]
+        return records
 
-    def has_part(self, measurement: Measurement, part: int) -> bool:
-        return self._part_path(measurement, part).is_file()
+    # writing
 
-    def write_part(self, measurement: Measurement, part: int, rows: pd.DataFrame, seconds: float, places: int = 0) -> None:
-        table = pa.Table.from_pandas(rows, preserve_index=False)
-        cost = {b"seconds": str(seconds).encode(), b"places": str(places).encode()}
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **cost})
-        self._write(self._part_path(measurement, part), lambda path: pq.write_table(table, path))
+    def check_writable(self) -> None:
+        """Fail before hours of work, not after. Changes nothing that is there."""
+        with self.writing(self.root / ".writable") as partial:
+            partial.touch()
+        (self.root / ".writable").unlink(missing_ok=True)
 
-    def read_parts(self, measurement: Measurement, parts: int) -> tuple[pd.DataFrame, float, int]:
-        """All rows in order, the seconds they took, and the places that the batches of their passes had."""
-        tables = [pq.read_table(self._part_path(measurement, part)) for part in range(parts)]
-        seconds = sum(float(table.schema.metadata[b"seconds"]) for table in tables)
-        places = sum(int(table.schema.metadata[b"places"]) for table in tables)
-        return pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places
+    def add(self, measured: Sequence[tuple[Record, pd.DataFrame]]) -> None:
+        """Keep finished measurements; what there was of them before, and their parts, go."""
+        with self.locked():
+            for network in {record.network.stem: record.network for record, _ in measured}.values():
+                own = [(record, rows) for record, rows in measured if record.network == network]
+                for kind in dict.fromkeys(record.kind for record, _ in own):
+                    groups = {r.id: pa.Table.from_pandas(rows, preserve_index=False) for r, rows in own if r.kind == kind}
+                    path = self._rows_path(network, kind)
+                    kept = read_groups(path) if path.is_file() else {}
+                    with self.writing(path) as partial:
+                        write_groups(partial, kept | groups)
+                path = self.root / "records" / f"{network.stem}.jsonl"
+                records = {record.key: record for record in self._read(path)} | {record.key: record for record, _ in own}
+                self._write_text(path, "".join(json_lines(records.values())))
+            for record, _ in measured:
+                self.discard(record)
 
-    def write(self, record: Record, rows: pd.DataFrame) -> None:
-        """Keep a finished measurement; its parts, if any, go."""
-        table = pa.Table.from_pandas(rows, preserve_index=False)
-        self._write(self._rows_path(record), lambda path: pq.write_table(table, path))
-        self._write_text(self._record_path(record), record.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(self._part_path(record, 0).parent, ignore_errors=True)
-
-    def write_flags(self, record: Record, flags: list[str]) -> Record:
-        """What later measurements showed about an earlier one."""
-        changed = record.model_copy(update={"flags": flags})
-        self._write_text(self._record_path(record), changed.model_dump_json(indent=1) + "\n")
-        return changed
+    def write_benchmark(self, benchmark: Benchmark) -> None:
+        with self.locked():
+            kept = {each.key: each for each in self.benchmarks()} | {benchmark.key: benchmark}
+            text = "".join(each.model_dump_json(exclude_defaults=True) + "\n" for each in kept.values())
+            self._write_text(self.root / "benchmarks.jsonl", text)
 
     def write_picture(self, measurement: Measurement, name: str, pixels: NDArray[np.uint8]) -> None:
-        """H x W x 3 as images/MEASUREMENT/NAME.png."""
-        path = self.root / "images" / measurement.name / f"{name}.png"
-        self._write(path, lambda partial: Image.fromarray(pixels).save(partial))
+        """H x W x 3 as images/NETWORK/SETTING/NAME.png."""
+        with self.writing(self._pictures(measurement) / f"{name}.png") as partial:
+            Image.fromarray(pixels).save(partial)
 
     def has_pictures(self, measurement: Measurement) -> bool:
-        return (self.root / "images" / measurement.name).is_dir()
-
-    def discard(self, measurement: Measurement) -> None:
-        """Forget the parts of an unfinished measurement."""
-        shutil.rmtree(self._part_path(measurement, 0).parent, ignore_errors=True)
+        return self._pictures(measurement).is_dir()
 
     def write_derived(self, files: Mapping[str, str | Callable[[Path], None]]) -> list[Path]:
         """Write report files by name: a text, or a function that draws into the path it is given."""
         for name, content in files.items():
-            if isinstance(content, str):
-                self._write_text(self.root / name, content)
-            else:
-                self._write(self.root / name, content)
+            with self.writing(self.root / name) as partial:
+                partial.write_text(content) if isinstance(content, str) else content(partial)
         return [self.root / name for name in files]
 
-    @property
-    def _benchmarks_path(self) -> Path:
-        return self.root / "benchmarks.jsonl"
+    # work in progress
 
-    def _record_path(self, measurement: Measurement) -> Path:
-        return self.root / "records" / f"{measurement.name}.json"
+    def claims(self) -> Claims:
+        """Claims on parts of this store's measurements, see `Claims`."""
+        self._make_work()
+        return Claims(self.work)
 
-    def _rows_path(self, measurement: Measurement) -> Path:
-        return self.root / "rows" / f"{measurement.name}.parquet"
+    def has_part(self, measurement: Measurement, part: int) -> bool:
+        return self._part_path(measurement, part).is_file()
 
-    def _part_path(self, measurement: Measurement, part: int) -> Path:
-        return self.root / "rows" / measurement.name / f"{part:05d}.parquet"
+    def write_part(self, measurement: Measurement, number: int, part: Part) -> None:
+        table = pa.Table.from_pandas(part.rows, preserve_index=False)
+        cost = {"seconds": str(part.seconds), "places": str(part.places)}
+        with self.writing(self._part_path(measurement, number)) as partial:
+            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
 
-    def _read_record(self, path: Path) -> Record:
-        return self._parse(path, Record)
+    def read_parts(self, measurement: Measurement, parts: int) -> Part:
+        """All parts as one, in order."""
+        tables = [pq.read_table(self._part_path(measurement, number)) for number in range(parts)]
+        seconds = sum(float(table.schema.metadata[b"seconds"]) for table in tables)
+        places = sum(int(table.schema.metadata[b"places"]) for table in tables)
+        return Part(pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places)
 
-    def _parse(self, path: Path, kind: type[Kind]) -> Kind:
+    def discard(self, measurement: Measurement) -> None:
+        """Forget the parts of a measurement."""
+        shutil.rmtree(self._part_path(measurement, 0).parent, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self._make_work()
+        with locked(self.work):
+            yield
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """A path to write to, which becomes `path` at the end, or nothing. It lies in work/partial, where no reader looks."""
+        partial = self.work / "partial" / f"{this_process()}-{path.name}"  # keeps the suffix, which decides a picture's format
         try:
-            return kind.model_validate_json(path.read_text())
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise SanbenchError(f"{path} is not a record of this version of sanbench: move it away, or mend it.") from error
-
-    def _write_text(self, path: Path, text: str) -> None:
-        self._write(path, lambda partial: partial.write_text(text))
-
-    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        partial = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which decides a picture's format
-        try:
+            self._make_work()
+            partial.parent.mkdir(exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                write(partial)
+                yield partial
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
+            reason = error.strerror or error
+            raise SanbenchError(f"Cannot write {path}: {reason}. Name another folder with --results.") from error
+
+    def _make_work(self) -> None:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            if not (self.work / ".gitignore").is_file():
+                (self.work / ".gitignore").write_text("*\n")
+        except OSError as error:
             raise SanbenchError(
-                f"Cannot write {path}: {error.strerror or error}. Name another folder with --results."
+                f"Cannot write {self.root}: {error.strerror or error}. Name another folder with --results."
             ) from error
+
+    def _write_text(self, path: Path, text: str) -> None:
+        with self.writing(path) as partial:
+            partial.write_text(text)
+
+    def _rows_path(self, network: Network, kind: str) -> Path:
+        return self.root / "rows" / network.stem / f"{kind}.parquet"
+
+    def _part_path(self, measurement: Measurement, number: int) -> Path:
+        return self.work / "parts" / measurement.id / f"{number:05d}.parquet"
+
+    def _pictures(self, measurement: Measurement) -> Path:
+        words = [str(value) for name, value in measurement.setting.items() if name in ("attack", "eps", "surrogate")]
+        return self.root / "images" / measurement.network.stem / slug(measurement.kind, *words, measurement.id[:8])
+
+
+def parse(path: Path) -> tuple[list[Record], list[str]]:
+    """The records in a file, and a sentence for each line that is none."""
+    shared: dict[str, Any] = {}
+    found: dict[str, Record] = {}
+    problems = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            content = json.loads(line)
+            if "id" in content:
+                shared[content["id"]] = content["value"]
+                continue
+            record = Record(**content | {field: shared[content[field]] for field in SHARED})
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"{path}, line {number}, is not a record of this version of sanbench: it is left out.")
+            continue
+        if record.key not in found or found[record.key].created <= record.created:
+            found[record.key] = record
+    return list(found.values()), problems
+
+
+def json_lines(records: Iterable[Record]) -> Iterator[str]:
+    """Each record in a line; the values of its SHARED fields in lines of their own, each before the first that needs it."""
+    written = set()
+    for record in records:
+        content = record.model_dump(mode="json")
+        for field in SHARED:
+            text = json.dumps(content[field], sort_keys=True)
+            id = hashlib.sha256(f"{field} {text}".encode()).hexdigest()[:12]
+            if id not in written:
+                yield json.dumps({"id": id, "value": content[field]}) + "\n"
+                written.add(id)
+            content[field] = id
+        yield json.dumps(content) + "\n"

@@ -10,14 +10,14 @@ from sanbench.data import load_dataset
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
-from sanbench.evaluation.experiments import Protocol, evaluate
+from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
 from sanbench.evaluation.loop import Identity, Perturbation
 from sanbench.evaluation.rotations import Frame, parse_angles
 from sanbench.progress import Report, silent
-from sanbench.report import write_report
 from sanbench.runs.config import configure
 from sanbench.runs.run import Run, differences
-from sanbench.store.files import Record, Store
+from sanbench.store.files import Store
+from sanbench.store.schema import Record
 from sanbench.training.loop import train
 
 MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
@@ -89,10 +89,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def reproduce(
-    preset: str, runs: Path, store: Store, device: torch.device, progress: Report = silent
-) -> tuple[list[Record], list[str]]:
-    """Train what is not trained, measure what is not measured, write the report; its records and its files.
+def reproduce(preset: str, runs: Path, store: Store, device: torch.device, progress: Report = silent) -> list[Record]:
+    """Train what is not trained and measure what is not measured; the records.
 
     What an interruption left of a training or a measurement goes on. Raises InputError for runs with other settings.
     """
@@ -120,5 +118,5 @@ def reproduce(
         records += evaluate(evaluated, images, conditions, store, device, progress=progress)
         for each in chosen.attacks:
             attacks = bind(evaluated.model, parse_attacks(each.names, each.eps, each.steps))
-            records += evaluate(evaluated, images, attacks, store, device, Protocol(limit=each.limit), progress)
-    return records, write_report(store)
+            records += evaluate(evaluated, images, attacks, store, device, EvaluationOptions(limit=each.limit), progress)
+    return records

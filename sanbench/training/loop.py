@@ -276,8 +276,8 @@ class Loop:
         try:
             measured = measure(self.training.evaluated, ((batch, [Identity()]) for batch in stream), self.training.device)
             for (outcome,) in measured:
-                right = (outcome.frame["prediction"] == outcome.frame["label"]).sum()
-                found += torch.tensor([right, len(outcome.frame)], device=found.device)
+                right = (outcome.rows["prediction"] == outcome.rows["label"]).sum()
+                found += torch.tensor([right, len(outcome.rows)], device=found.device)
                 if self.asked:
                     self.leave()
         except UnreadableImage as error:

@@ -1,19 +1,27 @@
 """An attack as a perturbation: which images are attacked, how often, and what is kept of it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
-from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
-from sanbench.evaluation.loop import Perturbed
+from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
+from sanbench.evaluation.kinds import AttackOptions, Request
+from sanbench.evaluation.loop import Perturbation, Perturbed
 from sanbench.evaluation.rng import image_seed, per_image_random
-from sanbench.evaluation.sanity_checks import CONTROLS, probability_like
+from sanbench.evaluation.sanity_checks import attack_flags
+
+if TYPE_CHECKING:
+    from sanbench.evaluation.kinds import Bind
+
+
+CONTROLS = 16  # images of a part that are run twice
 
 
 def parameters(name: str, config: AttackConfig) -> dict[str, Any]:
@@ -24,15 +32,15 @@ def parameters(name: str, config: AttackConfig) -> dict[str, Any]:
     return shown | dict(ATTACKS[name].about)
 
 
-class Source(NamedTuple):
-    """The network that examples are made on, where it is not the one they are scored on."""
+class Surrogate(NamedTuple):
+    """The network that transferred examples are made on, in place of the one that they are scored on."""
 
     model: nn.Module
     label: str
     weights: str
 
 
-class Attack:
+class Attack(Perturbation):
     """The attack `name` on `model`: every round of it on the images that are still right, the worst case of each kept.
 
     Images that the network has wrong are not robust already and are not attacked. An image leaves at the first query inside
@@ -40,20 +48,23 @@ class Attack:
     """
 
     def __init__(
-        self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, source: Source | None = None
+        self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
     ) -> None:
-        self.name, self.model, self.config, self.batch_size, self.source = name, model, config, batch_size, source
+        self.name, self.model, self.config, self.batch_size, self.surrogate = name, model, config, batch_size, surrogate
         self.sizes: list[tuple[int, bool]] = []
-        if source is not None and not ATTACKS[name].transfers:
+        if surrogate is not None and not ATTACKS[name].transfers:
             accepted = ", ".join(other for other, entry in ATTACKS.items() if entry.transfers)
             raise InputError(
-                f"attack {name!r} is not accepted with a source: it looks for the nearest example or the first that works, "
+                f"attack {name!r} is not accepted with a surrogate: it looks for the nearest example or the first that works, "
                 f"not the strongest. Accepted are {accepted}."
             )
 
     @property
-    def experiment(self) -> str:
-        return "attack" if self.source is None else "transfer"
+    def kind(self) -> str:  # type: ignore[override]  # decided by the surrogate
+        return "attack" if self.surrogate is None else "transfer"
+
+    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+        return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -63,17 +74,17 @@ class Attack:
         for member in entry.members:
             setting[member] = parameters(member, member_config(member, config))
         setting |= {"attacked": "images right before, until they fall", "seed": config.seed}
-        if self.source is not None:
-            setting |= {"source": self.source.label, "source_weights": self.source.weights}
-            setting["attacked"] = "images that the source has right, all steps"
+        if self.surrogate is not None:
+            setting |= {"surrogate": self.surrogate.label, "surrogate_weights": self.surrogate.weights}
+            setting["attacked"] = "images that the surrogate has right, all steps"
         return setting
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         columns = {name: torch.zeros_like(labels) for name in SPENT}
         before = len(self.sizes)
         clean = self.clean(self.model, images, columns)
-        victim = self.model if self.source is None else self.source.model
-        logits = clean if self.source is None else self.clean(victim, images, columns)
+        victim = self.model if self.surrogate is None else self.surrogate.model
+        logits = clean if self.surrogate is None else self.clean(victim, images, columns)
         entry = ATTACKS[self.name]
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
         left = logits.argmax(1) != labels
@@ -114,7 +125,7 @@ class Attack:
 
     def aim(self, turn: Round, target: Tensor | None) -> Aim:
         config = self.config
-        return Aim(config.norm, float(config.eps), ATTACKS[turn.attack].bounded, target, leaves=self.source is None)
+        return Aim(config.norm, float(config.eps), ATTACKS[turn.attack].bounded, target, leaves=self.surrogate is None)
 
     def choose_targets(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """A class other than the label for each image: N."""
@@ -155,6 +166,11 @@ class Attack:
         return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
 
 
+def probability_like(logits: Tensor) -> Tensor:
+    """Rows that are non-negative and sum to 1: N."""
+    return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)
+
+
 SPENT = ("forward_passes", "backward_passes", "dead_gradients")
 
 
@@ -182,7 +198,26 @@ def number(members: Sequence[str], name: str) -> int:
 
 
 def bind(
-    model: nn.Module, attacks: Sequence[tuple[str, AttackConfig]], batch_size: int = 64, source: Source | None = None
-) -> list[Attack]:
+    model: nn.Module, attacks: Sequence[tuple[str, AttackConfig]], batch_size: int = 64, surrogate: Surrogate | None = None
+) -> list[Perturbation]:
     """The attacks as perturbations of images for `model`."""
-    return [Attack(name, model, config, batch_size, source) for name, config in attacks]
+    return [Attack(name, model, config, batch_size, surrogate) for name, config in attacks]
+
+
+def parse(options: AttackOptions, request: Request) -> "Bind":
+    wanted = parse_attacks(
+        options.attack,
+        options.eps,
+        options.steps,
+        options.step_size,
+        request.seed,
+        options.norm,
+        options.restarts,
+        options.target,
+        options.targets,
+    )
+    surrogate = None
+    if options.surrogate is not None:
+        source = request.load(options.surrogate, options.surrogate_weights)
+        surrogate = Surrogate(source.model, f"{source.network.label} ({source.run})", source.weights)
+    return lambda evaluated, images: bind(evaluated.model, wanted, request.batch_size, surrogate)

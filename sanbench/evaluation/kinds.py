@@ -1,0 +1,231 @@
+"""KINDS: what can be measured. Adding a kind takes its module, its entry here, and its section of the report.
+
+Nothing here needs torch: tables, the console and the command line's help read it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from sanbench.data import Images
+    from sanbench.evaluation.loop import Perturbation
+    from sanbench.runs.evaluated import EvaluatedModel
+
+    Bind = Callable[[EvaluatedModel, Images], list[Perturbation]]
+
+Setting = Mapping[str, Any]  # of a record: all that decides the kind's perturbation
+NORMS = {"linf": "L∞", "l2": "L₂"}
+
+
+def option(default: Any, text: str, *flags: str, **limits: Any) -> Any:
+    """A field of a command's options: default, help, `min` and `metavar`, and its flags where they differ from its name."""
+    return field(default=default, metadata={"help": text, "flags": flags, "limits": limits})
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """Measure top-1 and top-5 on upright test images."""
+
+
+@dataclass(frozen=True)
+class RotationOptions:
+    """Measure top-1 on rotated test images, beside the upright ones: sanbench rotate --angles 90,180."""
+
+    angles: str = option("90,180,270,flip", "Clockwise degrees, ranges start:stop:step, flip (upside down), mirror.")
+    interpolation: str = option("bilinear", "nearest or bilinear; multiples of 90 are exact.")
+    fill: str = option("black", "black, grey or white.")
+    crop: str = option("none", "none, or inscribed: the square that no angle has to fill.")
+    mask: str = option("none", "none, or disc: nothing but the inscribed circle is shown.")
+    order: str = option(
+        "crop-first", "crop-first, or rotate-first: with the pixels around the input that folders and ImageNet have."
+    )
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
+
+    eps: str = option("8/255", "Budgets in [0, 1] pixels: fractions or decimals.")
+    attack: str = option(
+        "pgd,pgd-targeted",
+        "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
+    )
+    norm: str | None = option(None, "linf or l2; default: linf, for pgd-l2 l2.")
+    steps: int | None = option(None, "Steps, or queries of square; default: the attack's own.")
+    step_size: str | None = option(None, "Default: a quarter of eps.")
+    restarts: int | None = option(None, "Starts; an image has to withstand all. Default: 1.")
+    target: str = option("random", "Of pgd-targeted: random, least-likely or next.")
+    targets: int | None = option(None, "Classes that apgd-targeted and fab try. Default: 9.")
+    surrogate: str | None = option(
+        None,
+        "Transfer: make the examples on this network; with fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr.",
+        metavar="RUN|CHECKPOINT|MODEL",
+    )
+    surrogate_weights: Path | None = option(None, "Of --surrogate, if that is from elsewhere.", metavar="FILE")
+    save_images: int = option(0, "Keep examples of so many images as PNG.", min=0)
+
+
+@dataclass(frozen=True)
+class CorruptionOptions:
+    """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
+
+    kinds: str = option("all", "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen.")
+    severity: str = option("1:5", "1 to 5: ranges, both ends included, and lists.")
+
+
+class Request(NamedTuple):
+    """What a kind's `parse` may need beside its own options; `load` finds a network by name, perhaps with a file of weights."""
+
+    seed: int
+    batch_size: int
+    load: "Callable[[str, Path | None], EvaluatedModel]"
+
+
+def short_rotation(setting: Setting) -> str:
+    angle = setting["angle"]
+    return angle if isinstance(angle, str) else f"{angle}°"
+
+
+def declared_rotation(setting: Setting) -> str:
+    return listed({name: value for name, value in setting.items() if name != "angle"}, ", ")
+
+
+def full_rotation(setting: Setting) -> str:
+    return ", ".join(filter(None, [short_rotation(setting), declared_rotation(setting)]))
+
+
+def order_rotation(setting: Setting) -> tuple[Any, ...]:
+    return isinstance(setting["angle"], str), setting["angle"]
+
+
+def short_attack(setting: Setting) -> str:
+    return f"{setting['attack']}, {NORMS[setting['norm']]} ε = {setting['eps']}"
+
+
+def declared_attack(setting: Setting) -> str:
+    """What all budgets of an attack share."""
+    shared = {name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}
+    if "step_size" in shared and math.isclose(budget(setting), 4 * Fraction(setting["step_size"])):
+        shared["step_size"] = "ε/4"
+    return listed(shared, "; ")
+
+
+def order_attack(setting: Setting) -> tuple[Any, ...]:
+    return setting["attack"], setting["norm"], budget(setting)
+
+
+def short_transfer(setting: Setting) -> str:
+    return f"{setting['attack']} from {setting['surrogate']}, {NORMS[setting['norm']]} ε = {setting['eps']}"
+
+
+def short_corruption(setting: Setting) -> str:
+    return f"{setting['corruption']} {setting['severity']}"
+
+
+def budget(setting: Setting) -> Fraction:
+    """ε in pixels of [0, 1]."""
+    return Fraction(setting["eps"])
+
+
+def nested_attack(setting: Setting) -> tuple[str, Fraction]:
+    return f"{setting['attack']} {setting['norm']} {declared_attack(setting)}", budget(setting)
+
+
+def listed(values: Setting, separator: str) -> str:
+    """`steps 10; restarts 1`; what is "none" is left out."""
+    shown = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return separator.join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items() if value != "none")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of measurement.
+
+    title     of its tables of paired tests
+    section   module of `sanbench.report` whose function `section` makes its part of the report
+    short     what was done to the images, in a few words, from a record's setting
+    declared  what stands above a table whose columns share it
+    full      how a table names it that mixes conditions; None: `short` is enough
+    order     of its conditions in a table
+    nested    (group, budget) where an image that falls within a smaller budget of the group has fallen within a larger one
+    options   of its command, whose docstring is the command's help; None: another kind's command makes it
+    command   name on the command line
+    parse     function (options, Request) -> (EvaluatedModel, Images) -> perturbations; what is typed wrong raises InputError
+    """
+
+    title: str
+    section: str
+    short: Callable[[Setting], str]
+    declared: Callable[[Setting], str] = lambda setting: ""
+    order: Callable[[Setting], tuple[Any, ...]] = lambda setting: ()
+    nested: Callable[[Setting], tuple[str, Fraction] | None] = lambda setting: None
+    full: Callable[[Setting], str] | None = None
+    options: type[Any] | None = None
+    command: str = ""
+    parse: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "accuracy": Kind(
+        "Upright",
+        "accuracy",
+        lambda setting: "upright",
+        options=AccuracyOptions,
+        command="accuracy",
+        parse="sanbench.evaluation.loop:parse_accuracy",
+    ),
+    "rotation": Kind(
+        "Rotated",
+        "rotations",
+        short_rotation,
+        declared_rotation,
+        order_rotation,
+        full=full_rotation,
+        options=RotationOptions,
+        command="rotate",
+        parse="sanbench.evaluation.rotations:parse",
+    ),
+    "attack": Kind(
+        "Under attack",
+        "attacks",
+        short_attack,
+        declared_attack,
+        order_attack,
+        nested_attack,
+        options=AttackOptions,
+        command="attack",
+        parse="sanbench.evaluation.attacks.attack:parse",
+    ),
+    "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
+    "corruption": Kind(
+        "Corrupted",
+        "corruptions",
+        short_corruption,
+        options=CorruptionOptions,
+        command="corrupt",
+        parse="sanbench.evaluation.corruptions:parse",
+    ),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """The entry of KINDS; for records of another version's kind one that shows their settings as they are."""
+    return KINDS.get(name) or Kind(name, "generic", lambda setting: listed(setting, ", "))
+
+
+def condition(kind: str, setting: Setting) -> str:
+    """`15°, interpolation bilinear, fill black`, `pgd, L∞ ε = 8/255`: what was done to the images."""
+    entry = kind_of(kind)
+    return (entry.full or entry.short)(setting)
+
+
+def parse(kind: str, options: Any, request: Request) -> "Bind":
+    """The perturbations that options ask for, once network and images are known. Raises InputError for what is typed wrong."""
+    module, _, function = KINDS[kind].parse.partition(":")
+    found: Bind = getattr(import_module(module), function)(options, request)
+    return found

@@ -1,0 +1,99 @@
+"""What counts as right and as robust: the one place that decides it, read by tables, pictures, CSV, console and flags."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sanbench.evaluation.kinds import kind_of
+from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
+from sanbench.evaluation.statistics import Difference, Proportion, paired_difference, wilson
+from sanbench.store.files import Store
+from sanbench.store.schema import Record
+
+ReadRows = Callable[[Record], pd.DataFrame]
+
+
+class Findings:
+    """Records and what they say about each other.
+
+    An image is robust if it is right under the attack of the record, and under the same attack within every smaller budget
+    that was measured: an adversarial image within 2/255 lies within 8/255 too. Of everything else an image is right or wrong.
+
+    rows  reads the rows of a record; they are needed where an attack has several budgets, and for paired tests
+    """
+
+    def __init__(self, records: Sequence[Record], rows: ReadRows) -> None:
+        self.records, self._rows = list(records), rows
+        self._right: dict[str, NDArray[np.bool_]] = {}
+
+    @classmethod
+    def of(cls, store: Store) -> "Findings":
+        return cls(store.records(), store.rows)
+
+    def rows(self, record: Record) -> pd.DataFrame:
+        """By ascending index."""
+        return self._rows(record).sort_values("index", ignore_index=True)
+
+    def right(self, record: Record) -> NDArray[np.bool_]:
+        """Whether each image is right, or robust, by ascending index."""
+        if record.key not in self._right:
+            rows = self.rows(record)
+            right = rows["prediction"].eq(rows["label"]).to_numpy()
+            smaller = self._smaller(record)
+            self._right[record.key] = right & self.right(smaller[-1]) if smaller else right
+        return self._right[record.key]
+
+    def correct(self, record: Record) -> int:
+        """How many images are right, or robust."""
+        return int(self.right(record).sum()) if self._smaller(record) else record.counts["correct"]
+
+    def top1(self, record: Record) -> Proportion:
+        """Of all images: accuracy, or robust accuracy."""
+        return wilson(self.correct(record), record.counts["images"])
+
+    def success(self, record: Record) -> Proportion | None:
+        """Of an attack: not robust, of the images that were right before. Of a transfer: right before and wrong now."""
+        if "right_before" not in record.counts:
+            return None
+        before = record.counts["right_before"]
+        nested = kind_of(record.kind).nested(record.setting)
+        return wilson(before - self.correct(record) if nested else record.counts["success"], before)
+
+    def difference(self, record: Record, baseline: Record) -> Difference:
+        """Of two networks measured alike, on the same images."""
+        return paired_difference(self.right(record), self.right(baseline))
+
+    def flags(self, record: Record) -> list[str]:
+        """In the order of FLAGS: what its own rows show, and what other records of the network on the same images show."""
+        found = set(record.flags)
+        if kind_of(record.kind).nested(record.setting):
+            others = [each for each in self._alike[self._group(record)] if each.key != record.key]
+            found |= set(compared_flags(record, others, self.correct))
+        return [name for name in FLAGS if name in found]
+
+    @cached_property
+    def _alike(self) -> dict[tuple[str, str, str], list[Record]]:
+        """Records of one kind by network and images."""
+        groups: dict[tuple[str, str, str], list[Record]] = {}
+        for record in self.records:
+            groups.setdefault(self._group(record), []).append(record)
+        return groups
+
+    def _group(self, record: Record) -> tuple[str, str, str]:
+        return record.network.model_dump_json(), record.data.model_dump_json(), record.kind
+
+    def _smaller(self, record: Record) -> list[Record]:
+        """The same attack within smaller budgets, in their order."""
+        nested = kind_of(record.kind).nested(record.setting)
+        if nested is None:
+            return []
+        group, budget = nested
+        found = []
+        for other in self._alike[self._group(record)]:
+            theirs = kind_of(other.kind).nested(other.setting)
+            if theirs is not None and theirs[0] == group and theirs[1] < budget:
+                found.append((theirs[1], other))
+        return [other for _, other in sorted(found, key=lambda pair: pair[0])]
