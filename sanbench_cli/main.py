@@ -105,7 +105,7 @@ def info() -> None:
     """Show versions, device, kernels in use, threads and the allocator's setting."""
     from rich.table import Table
 
-    from sanbench.bench.networks import machine
+    from sanbench.bench.machine import machine
     from sanbench.device import keep_memory
 
     allocator = "keeps freed memory" if keep_memory() else "the system's default"

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from sanbench.bench import gpu_kernels as kernels
+from sanbench.bench.shapes import DTYPES, FUSED
 from sanbench.ops.gpu.kernels import fits
 from sanbench.ops.gpu.launch import SHARED_MEMORY, Tile, resources
 from sanbench.ops.gpu.patchwise import KERNELS as PATCHWISE
@@ -24,17 +25,17 @@ from sanbench.ops.gpu.patchwise import KERNELS as PATCHWISE
 ROOT = Path(__file__).parent.parent
 SPILLS = 16  # bytes a thread
 STAGES = range(5)
-EVERY = list(product(kernels.KINDS, STAGES, kernels.DTYPES))
+EVERY = list(product(FUSED, STAGES, DTYPES.values()))
 
 
 @cache
-def compiled(kind: str, stage: int, dtype: torch.dtype, capability: int) -> list[kernels.Compiled]:
+def compiled(attention: str, stage: int, dtype: torch.dtype, capability: int) -> list[kernels.Compiled]:
     """Each case once in this process; Triton keeps its own results on disk."""
-    return list(kernels.compile_kernels([stage], [dtype], [capability], [kind]))
+    return list(kernels.compile_kernels([stage], [dtype], [capability], [attention]))
 
 
-def check(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
-    found = compiled(kind, stage, dtype, capability)
+def check(attention: str, stage: int, dtype: torch.dtype, capability: int) -> None:
+    found = compiled(attention, stage, dtype, capability)
     assert found
     for one in found:
         assert one.needs.shared <= SHARED_MEMORY[capability], one
@@ -42,9 +43,9 @@ def check(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
         assert one.needs.spills <= SPILLS, one
 
 
-def table(kind: str, dtype: torch.dtype) -> str:
-    found = [one for stage in STAGES for capability in SHARED_MEMORY for one in compiled(kind, stage, dtype, capability)]
-    return f"{kind.capitalize()}, {str(dtype).removeprefix('torch.')}:\n\n{kernels.markdown(found)}"
+def table(attention: str, dtype: torch.dtype) -> str:
+    found = [one for stage in STAGES for capability in SHARED_MEMORY for one in compiled(attention, stage, dtype, capability)]
+    return f"{attention.capitalize()}, {str(dtype).removeprefix('torch.')}:\n\n{kernels.markdown(found)}"
 
 
 def test_every_patchwise_kernel_is_launched() -> None:
@@ -52,45 +53,45 @@ def test_every_patchwise_kernel_is_launched() -> None:
     assert launched == {kernel.__name__ for kernel in PATCHWISE}
 
 
-@pytest.mark.parametrize(("kind", "stage", "dtype"), EVERY)
-def test_every_stage_is_served(kind: str, stage: int, dtype: torch.dtype) -> None:
-    assert fits(f"{kind}_attention", **kernels.layer_arguments(kind, stage, dtype, 1))
+@pytest.mark.parametrize(("attention", "stage", "dtype"), EVERY)
+def test_every_stage_is_served(attention: str, stage: int, dtype: torch.dtype) -> None:
+    assert fits(f"{attention}_attention", **kernels.layer_arguments(attention, stage, dtype, 1))
 
 
 @pytest.mark.parametrize(
-    ("kind", "stage", "dtype"),
+    ("attention", "stage", "dtype"),
     [("patchwise", 0, torch.bfloat16), ("pairwise", 4, torch.bfloat16), ("pairwise", 4, torch.float32)],
 )
-def test_kernels_fit(kind: str, stage: int, dtype: torch.dtype) -> None:
-    check(kind, stage, dtype, 80)
+def test_kernels_fit(attention: str, stage: int, dtype: torch.dtype) -> None:
+    check(attention, stage, dtype, 80)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", list(SHARED_MEMORY))
-@pytest.mark.parametrize(("kind", "stage", "dtype"), EVERY)
-def test_every_kernel_fits(kind: str, stage: int, dtype: torch.dtype, capability: int) -> None:
-    check(kind, stage, dtype, capability)
+@pytest.mark.parametrize(("attention", "stage", "dtype"), EVERY)
+def test_every_kernel_fits(attention: str, stage: int, dtype: torch.dtype, capability: int) -> None:
+    check(attention, stage, dtype, capability)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("kind", "dtype"), list(product(kernels.KINDS, kernels.DTYPES)))
-def test_the_docs_have_what_was_compiled(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("attention", "dtype"), list(product(FUSED, DTYPES.values())))
+def test_the_docs_have_what_was_compiled(attention: str, dtype: torch.dtype) -> None:
     docs = (ROOT / "docs" / "performance.md").read_text()
     if f"Triton {version('triton')}" not in docs:
         pytest.skip(f"docs/performance.md is of another Triton than {version('triton')}")
-    assert table(kind, dtype) in docs
+    assert table(attention, dtype) in docs
 
 
-@pytest.mark.parametrize("kind", kernels.KINDS)
-def test_products_are_as_precise_as_torchs(kind: str) -> None:
+@pytest.mark.parametrize("attention", FUSED)
+def test_products_are_as_precise_as_torchs(attention: str) -> None:
     """TF32 once where torch was told to use it, else three times."""
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
     try:
         for allowed, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
             products.fp32_precision = allowed
-            for launch in kernels.launches(kind, 1, torch.float32):
+            for launch in kernels.launches(attention, 1, torch.float32):
                 found = launch.arguments.get("PRECISION") or launch.arguments["LAYER"].precision
                 assert found == wanted, launch.kernel
     finally:
@@ -112,5 +113,5 @@ def test_compiling_does_not_need_the_interpreter() -> None:
 
 
 if __name__ == "__main__":
-    for case in product(kernels.KINDS, kernels.DTYPES):
+    for case in product(FUSED, DTYPES.values()):
         print(table(*case), flush=True)

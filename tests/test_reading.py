@@ -1,4 +1,4 @@
-"""From the command to records and figures, on the photographs; and the benchmark of reading."""
+"""From the command to records and figures, on the photographs."""
 
 import json
 from functools import partial
@@ -6,15 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from sanbench.bench.reading import make_photographs, measure_reading, photographs_here
 from sanbench.data import ReadOptions, load_dataset
-from sanbench.errors import InputError
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.runs.config import configure
 from sanbench.training.augment import BatchSlice, augment
 from tests.support import commands
-from tests.support.photographs import PHOTOGRAPHS, place, wnid
+from tests.support.photographs import place, wnid
 
 
 @pytest.fixture(scope="module")
@@ -98,44 +96,3 @@ def test_mirroring_and_conversion_are_on_the_device():
     straight = [bool(torch.equal(pixel, image.float() / 255)) for pixel, image in zip(pixels, images)]
     assert all(a != b for a, b in zip(mirrored, straight))
     assert 10 < sum(mirrored) < 54
-
-
-def test_photographs_are_of_imagenets_frequent_size(tmp_path):
-    size = make_photographs(photographs_here(), tmp_path, 3)
-    images = load_dataset(f"folder:{tmp_path}", "train", ReadOptions())
-    assert len(images) == 3
-    assert images.decode.read(
-        images.locate(0), lambda w, h: pytest.fail(f"{w} x {h}") if (w, h) != (500, 375) else images.whole_region(w, h)
-    ).shape
-    assert 5e4 < size < 2e5
-    assert photographs_here() == next(iter(PHOTOGRAPHS)).parent
-
-
-def test_every_decoder_is_measured_against_the_reference():
-    found = measure_reading(photographs_here(), ["pil", "turbo"], images=4, n=2)
-    assert [(s.part, s.reader) for s in found.speeds if s.part != "training + device"] == [
-        ("decoding", "pil"),
-        ("decoding", "turbo"),
-        ("training", "ImageFolder, PIL"),
-        ("training", "pil"),
-        ("training", "turbo"),
-        ("evaluation", "ImageFolder, PIL"),
-        ("evaluation", "pil"),
-        ("evaluation", "turbo"),
-    ]
-    assert all(s.images_per_second > 0 and s.ratio_low <= s.ratio <= s.ratio_high for s in found.speeds)
-    assert [s.ratio for s in found.speeds if s.reader.startswith("ImageFolder")] == [1, 1]
-    assert (found.images, found.n) == (4, 2)
-
-
-def test_a_benchmark_that_cannot_run_says_why(tmp_path):
-    for arguments, said in (
-        ([tmp_path], "holds no photographs of at least 375 pixels"),
-        (["-n", 0], "n 0 and images 256 are not accepted"),
-        (["--decoders", "gif"], "Unknown decoder 'gif'"),
-    ):
-        outcome = sanbench("bench", "data", *arguments)
-        assert outcome.exit_code == 2, outcome.output
-        assert said in outcome.stderr
-    with pytest.raises(InputError, match="images 0"):
-        measure_reading(tmp_path, ["pil"], images=0)

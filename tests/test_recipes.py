@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sanbench.bench import training as benchmark
 from sanbench.data import Batch, load_dataset
 from sanbench.errors import InputError, Interrupted
 from sanbench.models.checkpoints import read_checkpoint, weights_hash
@@ -244,17 +243,3 @@ def test_tensorboard_is_named_where_it_is_missing(folder, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="tensorboard is missing"):
         train(config, place, CPU)
     assert not place.exists()
-
-
-def test_the_benchmark_of_the_loop_counts_all_of_a_step(monkeypatch):
-    """Images/s and shares of the real loop; what the network does not take is overhead."""
-
-    monkeypatch.setattr(benchmark, "STEPS", 2)
-    configs = [configure(model, changes={"batch_size": 8}) for model in ("resnet26", "san10")]
-    found = benchmark.throughput(configs, 1, CPU)
-    assert [one.network for one in found] == ["resnet26", "san10_pairwise"]
-    for one in found:
-        assert sum(one.shares.values()) == pytest.approx(1)
-        assert one.overhead == pytest.approx(one.shares["data"] + one.shares["rest"])
-        assert 0 < one.overhead < 1
-        assert one.images_per_second > 1

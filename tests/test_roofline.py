@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="tiles are those of the Triton kernels")
 
-from sanbench.bench.roofline import CHIPS, cost, halo, layer, roofline
+from sanbench.bench.roofline import CHIPS, cost, halo, roofline
+from sanbench.bench.shapes import AttentionShape
 from sanbench.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -43,7 +44,7 @@ def test_a_stage_by_hand() -> None:
 
 def test_the_halo_of_a_tile() -> None:
     """One program for all of 7 x 7 reads each pixel once; runs of 16 read whole rows; a pixel alone reads its 49."""
-    x = layer("pairwise", 4)
+    x = AttentionShape.of("pairwise", 4)
     assert halo(x, {"PIXELS": 64, "COLUMNS": 0}) == (1.0, 1 / 49)
     assert halo(x, {"PIXELS": 7, "COLUMNS": 0})[0] == (4 + 5 + 6 + 7 + 6 + 5 + 4) / 7
     assert halo(x, {"PIXELS": 1, "COLUMNS": 0})[1] == 1
@@ -52,7 +53,7 @@ def test_the_halo_of_a_tile() -> None:
 def test_weights_that_do_not_stay_are_counted_for_each_neighbour() -> None:
     """In float32 at stage 4 a program of 16 pixels reads them 49 times; in bfloat16 once."""
     found = {dtype: cost("pairwise", 4, "attention", dtype, 128) for dtype in (torch.float32, torch.bfloat16)}
-    parameters = layer("pairwise", 4).parameters
+    parameters = AttentionShape.of("pairwise", 4).parameters
     for dtype, times in ((torch.float32, 49), (torch.bfloat16, 1)):
         maps = 49 * (128 + 512 + found[dtype].halo * (128 + 512))
         assert found[dtype].l2 == pytest.approx(dtype.itemsize * (maps + 4 * times * parameters))

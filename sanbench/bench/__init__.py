@@ -1,0 +1,9 @@
+"""What networks and their parts cost, as records of the store, and what the GPU's kernels need. Only commands import it."""
+
+BENCHMARKS = {
+    "model": "steps of a SAN against its ResNet, and their memory",
+    "ops": "attention layers of each stage by kernel",
+    "evaluate": "the evaluation loop against the network's own passes",
+    "train": "steps of the training loop, and the shares of their parts",
+    "data": "decoders and the whole input pipeline against torchvision's ImageFolder",
+}

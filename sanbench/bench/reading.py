@@ -3,10 +3,8 @@
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,94 +17,77 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from sanbench.bench.timing import time_in_turn
 from sanbench.data import Loader, ReadOptions, Split, load_dataset
 from sanbench.data.decoding import Region, find_decoder
 from sanbench.data.folders import SUFFIXES
 from sanbench.errors import InputError
-from sanbench.progress import Progress, Report, silent
+from sanbench.progress import Report, silent
+from sanbench.store.schema import Benchmark
 from sanbench.training.augment import BatchSlice, augment
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 96  # ImageNet's most frequent size; about its bytes an image
 BATCH, SIDE = 32, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REFERENCE = "ImageFolder, PIL"
+CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Images a second on one core: the median of n rounds. `ratio` to the reference of its part: median and range of rounds."""
-
-    part: str
-    reader: str
-    images_per_second: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    speeds: list[Speed]
-    images: int
-    kilobytes: float  # mean size of a file
-    n: int
-
-
-def measure_reading(
-    photographs: Path, decoders: Sequence[str], images: int = 200, n: int = 5, progress: Report = silent
-) -> Measured:
+def time_reading(
+    photographs: Path | None, decoders: Sequence[str], images: int = 200, n: int = 5, progress: Report = silent
+) -> list[Benchmark]:
     """Time each decoder alone on one thread, and the whole pipeline with one process that reads, in turn.
 
-    They read `images` JPEG files of 500 x 375, cut from the `photographs`, a folder of image files. `training` and
-    `evaluation` give what a reading process delivers: ours uint8, the reference normalised floats; `training + device` adds
-    what is left for the device to do with ours, done by this process on the CPU. Raises InputError for a folder without
-    photographs, and for n or images below 1.
+    They read `images` JPEG files of 500 x 375, cut from the `photographs`, a folder of image files (None: those of
+    `photographs_here`). `training` and `evaluation` give what a reading process delivers: ours uint8, the reference
+    normalised floats; `training + device` adds what is left for the device to do with ours, done by this process on the CPU.
+
+    A benchmark holds one part and reader: the ratio is the time of the part's reference, the first, over the reader's, and
+    the figure `images_per_second` is on one core. Raises InputError for an unknown decoder, a folder without photographs,
+    and for n or images below 1.
     """
     if n < 1 or images < 1:
         raise InputError(f"n {n} and images {images} are not accepted: both must be at least 1.")
+    abouts = {name: find_decoder(name).about for name in ("pil", *decoders)}
+    abouts[REFERENCE] = abouts["pil"]
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        size = make_photographs(photographs, Path(folder), images)
+        size = make_photographs(photographs or photographs_here(), Path(folder), images)
         jobs = {(part, reader): job for part, reader, job in list_jobs(Path(folder), decoders)}
-        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-        for turn in range(n + 1):  # the first warms up
-            for done, (key, job) in enumerate(jobs.items()):
-                started = time.perf_counter()
-                job()
-                if turn:
-                    seconds[key].append(time.perf_counter() - started)
-                progress(Progress("bench data", turn * len(jobs) + done + 1, (n + 1) * len(jobs)))
-    return Measured([speed(key, seconds, images) for key in jobs], images, size / 1000, n)
+        sides = {f"{part}: {reader}": job for (part, reader), job in jobs.items()}
+        timing = time_in_turn(sides, n, CPU, progress, "bench data")
+        found = []
+        for part, reader in jobs:
+            side = f"{part}: {reader}"
+            reference = next(name for name in sides if name.startswith(f"{part.split(' +')[0]}: "))
+            setting = {"part": part, "reader": reader, "decoder": abouts[reader]}
+            files = {"images": images, "image_size": [WIDTH, HEIGHT], "bytes_per_image": round(size), "batch_size": BATCH}
+            speed = {"images_per_second": images / timing.medians()[side]}
+            found.append(timing.of(reference, side).benchmark("data", {**setting, **files}, CPU, figures=speed))
+    return found
 
 
-def speed(key: tuple[str, str], seconds: dict[tuple[str, str], list[float]], images: int) -> Speed:
-    part, reader = key
-    reference = seconds[next(other for other in seconds if other[0] == part.split(" +")[0])]
-    ratios = [theirs / own for own, theirs in zip(seconds[key], reference, strict=True)]
-    return Speed(part, reader, images / statistics.median(seconds[key]), statistics.median(ratios), min(ratios), max(ratios))
-
-
-def make_photographs(source: Path, root: Path, count: int) -> float:
+def make_photographs(photographs: Path, root: Path, count: int) -> float:
     """`count` JPEG files under root/train/0 and root/val/0, each another cut of a photograph; the mean size in bytes."""
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
-    photographs = []
-    for path in found:
-        with Image.open(path) as file:
-            if min(file.size) >= HEIGHT:
-                photographs.append(file.convert("RGB"))
-    if not photographs:
-        raise InputError(f"{source} holds no photographs of at least {HEIGHT} pixels a side: name a folder that does.")
-    place = root / "train" / "0"
-    place.mkdir(parents=True)
+    suitable = []
+    for path in sorted(photographs.rglob("*")) if photographs.is_dir() else []:
+        if path.suffix.lower() in SUFFIXES:
+            with Image.open(path) as file:
+                if min(file.size) >= HEIGHT:
+                    suitable.append(file.convert("RGB"))
+    if not suitable:
+        raise InputError(f"{photographs} holds no photographs of at least {HEIGHT} pixels a side: name a folder that does.")
+    folder = root / "train" / "0"
+    folder.mkdir(parents=True)
     (root / "val").symlink_to(root / "train")
     generator = np.random.default_rng(0)
     for number in range(count):
-        photograph = photographs[number % len(photographs)]
+        photograph = suitable[number % len(suitable)]
         scale = min(photograph.width / WIDTH, photograph.height / HEIGHT)
         width, height = int(WIDTH * scale), int(HEIGHT * scale)
         left, top = (int(generator.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height))
         cut = photograph.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, (left, top, left + width, top + height))
-        cut.save(place / f"{number:05d}.jpg", quality=QUALITY)
-    return statistics.mean(path.stat().st_size for path in place.iterdir())
+        cut.save(folder / f"{number:05d}.jpg", quality=QUALITY)
+    return statistics.mean(path.stat().st_size for path in folder.iterdir())
 
 
 def list_jobs(root: Path, decoders: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:

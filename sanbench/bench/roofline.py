@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from sanbench.bench.gpu_kernels import KINDS, launches
-from sanbench.bench.networks import STAGES
+from sanbench.bench.gpu_kernels import launches
+from sanbench.bench.shapes import FUSED, POSITION, AttentionShape
 from sanbench.errors import InputError, unknown
 from sanbench.models import MODELS, resolve
-from sanbench.models.san import SHARE
+from sanbench.models.san import STAGES
 from sanbench.ops.footprint import Footprint, neighbours
 
 L2_WIDTH = 5120  # bytes a clock
@@ -65,38 +65,7 @@ CHIPS = {
     "H100": Chip(sms=132, clock=1.83e9, fmas=128, half=494.5e12, tf32=247e12, dram=3350e9, l2_size=50 * 2**20),
 }
 
-POSITION = 2  # channels of the position encoding
 PACK = 1  # gamma's parameters, in float32, are written once more as the kernels read them; the L2 still has them then
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An attention layer of a stage: R, M, G and C channels of phi, gamma's hidden layer, weights and beta; K neighbours."""
-
-    kind: str
-    side: int
-    footprint: int
-    R: int
-    M: int
-    G: int
-    C: int
-
-    @property
-    def K(self) -> int:
-        return self.footprint**2
-
-    @property
-    def parameters(self) -> int:
-        width = self.R + POSITION if self.kind == "pairwise" else self.R * (1 + self.K)
-        last = self.G * (1 if self.kind == "pairwise" else self.K)
-        return 2 * width + self.M * width + 2 * self.M + last * self.M + last
-
-
-def layer(kind: str, stage: int) -> Layer:
-    side, channels, footprint = STAGES[stage]
-    narrow, wide = channels // 16, channels // 4
-    groups = wide // SHARE
-    return Layer(kind, side, footprint, narrow, narrow if kind == "pairwise" else groups, groups, wide)
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,7 @@ class Pixel:
     narrowed: int = 0  # values that return to the maps' dtype, two an instruction
 
 
-def pairwise_forward(x: Layer) -> Pixel:
+def pairwise_forward(x: AttentionShape) -> Pixel:
     """relu(a_i - s1 b_j), the positions' two channels in float32, W1, relu, W2, softmax, weighted sum."""
     pair_fma = x.R + POSITION * (1 + x.M) + 2 * x.G + x.C
     return Pixel(
@@ -130,7 +99,7 @@ def pairwise_forward(x: Layer) -> Pixel:
     )
 
 
-def patchwise_forward(x: Layer) -> Pixel:
+def patchwise_forward(x: AttentionShape) -> Pixel:
     """relu(s1 b_j + t1), W1, normalisation and relu of M channels, W2, weighted sum."""
     slices = (1 + x.K) * x.R
     return Pixel(
@@ -145,7 +114,7 @@ def patchwise_forward(x: Layer) -> Pixel:
     )
 
 
-def pairwise_statistics(x: Layer) -> Pixel:
+def pairwise_statistics(x: AttentionShape) -> Pixel:
     """W1 relu(a_i - s1 b_j) for every pair, and its first two moments."""
     return Pixel(
         reads=x.R,
@@ -159,7 +128,7 @@ def pairwise_statistics(x: Layer) -> Pixel:
     )
 
 
-def patchwise_statistics(x: Layer) -> Pixel:
+def patchwise_statistics(x: AttentionShape) -> Pixel:
     """W1 relu(s1 b_j + t1) for every pixel, and its first two moments."""
     slices = (1 + x.K) * x.R
     return Pixel(
@@ -167,16 +136,16 @@ def patchwise_statistics(x: Layer) -> Pixel:
     )
 
 
-PASSES: dict[str, dict[str, Callable[[Layer], Pixel]]] = {
+PASSES: dict[str, dict[str, Callable[[AttentionShape], Pixel]]] = {
     "pairwise": {"attention": pairwise_forward, "statistics": pairwise_statistics},
     "patchwise": {"attention_forward": patchwise_forward, "statistics_forward": patchwise_statistics},
 }
 
 
-def expanded(x: Layer, attends: bool) -> int:
+def expanded(x: AttentionShape, attends: bool) -> int:
     """What the specification cannot avoid to expand for a pixel: the key, relation and hidden channels, and
     where it attends neighbours of the value and the weights (pairwise before and after the softmax)."""
-    if x.kind == "pairwise":
+    if x.attention == "pairwise":
         return x.K * (2 * x.R + POSITION + x.M + (2 * x.G + x.C if attends else 0))
     return (1 + 2 * x.K) * x.R + (x.K * (x.G + x.C) if attends else 0)
 
@@ -186,7 +155,7 @@ class Cost:
     """One launch of a kernel for one image of a batch. Bytes; `fewest` counts each input and each output once."""
 
     kernel: str
-    layer: Layer
+    shape: AttentionShape
     stage: int
     dram: float
     fewest: float
@@ -206,7 +175,7 @@ class Cost:
         return (self.expanded + self.fewest) / CHIPS[chip].dram
 
 
-def halo(x: Layer, tile: dict[str, int]) -> tuple[float, float]:
+def halo(x: AttentionShape, tile: dict[str, int]) -> tuple[float, float]:
     """Neighbours that programs read, each once a program, and programs, both a pixel of the map, counted program by program."""
     side = x.side
     pixels = torch.arange(side * side)
@@ -219,18 +188,18 @@ def halo(x: Layer, tile: dict[str, int]) -> tuple[float, float]:
     return len(read) / len(pixels), len(torch.unique(owner)) / len(pixels)
 
 
-def is_streamed(x: Layer, tile: dict[str, int]) -> bool:
+def is_streamed(x: AttentionShape, tile: dict[str, int]) -> bool:
     """Whether a program reads the weights again for each neighbour: counted as if the L1 had none of them."""
-    return x.kind == "pairwise" and (tile["RB"] < x.R or tile["MB"] < x.M)
+    return x.attention == "pairwise" and (tile["RB"] < x.R or tile["MB"] < x.M)
 
 
-def cost(kind: str, stage: int, kernel: str, dtype: torch.dtype, batch_size: int) -> Cost:
+def cost(attention: str, stage: int, kernel: str, dtype: torch.dtype, batch_size: int) -> Cost:
     """What `kernel` costs an image of a batch, with the tile that it prefers."""
-    x, size = layer(kind, stage), dtype.itemsize
-    pixel, pixels = PASSES[kind][kernel](x), layer(kind, stage).side ** 2
+    x, size = AttentionShape.of(attention, stage), dtype.itemsize
+    pixel, pixels = PASSES[attention][kernel](x), x.side**2
     maps = pixels * size * (pixel.reads + pixel.near + pixel.writes)
     parameters = 4 * x.parameters / batch_size
-    found = next(launch for launch in launches(kind, stage, dtype) if launch.kernel.__name__ == kernel)
+    found = next(launch for launch in launches(attention, stage, dtype) if launch.kernel.__name__ == kernel)
     tile = dict(found.tiles[0].constants)
     read, programs = halo(x, tile)
     dram = maps + parameters * (1 + PACK * size / 4)
@@ -253,7 +222,7 @@ def cost(kind: str, stage: int, kernel: str, dtype: torch.dtype, batch_size: int
     aggregated = x.K * x.C if pixel.writes else 0
     return Cost(
         kernel=kernel,
-        layer=x,
+        shape=x,
         stage=stage,
         dram=dram,
         fewest=maps + parameters,
@@ -281,7 +250,7 @@ def roofline(name: str, dtype: torch.dtype, batch_size: int) -> Roofline:
     """Raises InputError for a name that is no pairwise or patchwise SAN, or a batch size below 1."""
     name = resolve(name)[0]
     configs: dict[str, Any] = {name: entry.config for name, entry in MODELS.items()}
-    known = [name for name, config in configs.items() if getattr(config, "attention", None) in KINDS]
+    known = [name for name, config in configs.items() if getattr(config, "attention", None) in FUSED]
     if name not in known:
         raise unknown("fused SAN", name, known)
     config = configs[name]

@@ -1,84 +1,76 @@
 """What the training loop costs beside the network: `sanbench bench train`."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from sanbench.bench.machine import kernel
+from sanbench.bench.timing import check_rounds, time_in_turn
 from sanbench.data import load_dataset
-from sanbench.progress import Progress, Report, silent
+from sanbench.progress import Report, silent
 from sanbench.runs.config import TrainConfig
 from sanbench.runs.run import Run
+from sanbench.store.schema import Benchmark
 from sanbench.training.distributed import SINGLE
 from sanbench.training.interruption import Interruption
 from sanbench.training.loop import Loop
 
 LIMIT = 0.03  # of a step, for everything but forward, backward and optimiser
 STEPS = 10  # of the real loop in a round
+NETWORK = ("forward", "backward", "optimizer")  # parts of a step that are the network's own
+DECISIVE = ("data", "image_size", "decoder", "precision", "compile", "workers", "accumulate", "deterministic")
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Medians of n rounds of STEPS steps each.
+def time_training(
+    configs: Sequence[TrainConfig], n: int, device: torch.device, progress: Report = silent, steps: int = STEPS
+) -> Benchmark:
+    """The training loops of networks with one recipe on one data set, rounds of `steps` steps in turn.
 
-    images_per_second counts whole steps; overhead is the share of a step, in [0, 1], that is neither forward, backward nor
-    optimiser on ready tensors: reading, augmentation, counting, logging.
+    seconds are a round's, by the network's label. figures are by part and label: `images_per_second` of whole steps, the
+    share of a step of each part, and `overhead`, the share in [0, 1] that is neither forward, backward nor optimiser on
+    ready tensors: reading, augmentation, counting, logging. Raises InputError if n is below 1.
     """
-
-    network: str
-    images_per_second: float
-    overhead: float
-    shares: dict[str, float]
-    batch_size: int
-    n: int
-
-
-def throughput(configs: Sequence[TrainConfig], n: int, device: torch.device, progress: Report = silent) -> list[Throughput]:
-    """The training loop of each configuration, a round each in turn, so that a machine that drifts does so for all."""
+    check_rounds(n)
+    named = {config.model.label: config for config in configs}
     with ExitStack() as held:
-        loops = [held.enter_context(looping(config, device)) for config in configs]
-        rounds: list[list[dict[str, float]]] = [[] for _ in loops]
-        for turn in range(n + 1):  # the first warms up
-            for loop, found in zip(loops, rounds, strict=True):
-                shares = one_round(loop)
-                if turn:
-                    found.append(shares)
-            progress(Progress("train " + " / ".join(config.model.label for config in configs), turn + 1, n + 1))
-    return [summary(config, found) for config, found in zip(configs, rounds, strict=True)]
+        loops = {label: held.enter_context(looping(config, device, steps)) for label, config in named.items()}
+        rounds: dict[str, list[dict[str, float]]] = {label: [] for label in loops}
+        sides = {label: partial(time_epoch, loop, rounds[label]) for label, loop in loops.items()}
+        timing = time_in_turn(sides, n, device, progress, "train " + " / ".join(loops))
+        steps = next(iter(loops.values())).steps
+    config = configs[0]
+    images = steps * config.recipe.batch_size
+    figures = {f"images_per_second {label}": images / seconds for label, seconds in timing.medians().items()}
+    for label, shares in rounds.items():
+        figures |= {f"{part} {label}": share for part, share in medians(shares[-n:]).items()}
+    networks = [{"model": config.model.name, **config.model.variation} for config in named.values()]
+    options = config.model_dump(mode="json", include=set(DECISIVE))
+    setting = {"networks": networks, **options, "recipe": config.recipe.model_dump(mode="json"), "steps": steps}
+    return timing.benchmark("train", {**setting, "kernel": kernel(device)}, device, figures=figures)
 
 
 @contextmanager
-def looping(config: TrainConfig, device: torch.device) -> Iterator[Loop]:
-    """The loop of `sanbench train`, epochs of STEPS steps, in a folder that goes away."""
+def looping(config: TrainConfig, device: torch.device, steps: int) -> Iterator[Loop]:
+    """The loop of `sanbench train`, epochs of at most `steps` steps, in a folder that goes away."""
     images = load_dataset(config.data, "train", config.read_options)
     spec = config.model.model_copy(update={"num_classes": len(images.classes)})
     config = config.model_copy(update={"model": spec})
     with TemporaryDirectory() as folder, ExitStack() as held:
         run = Run(Path(folder) / "run")
         run.open(config, False, held)
-        loop = Loop(config, run, images, images, device, silent, SINGLE, Interruption())
-        loop.steps = min(loop.steps, STEPS)
-        loop.state.clock.waits = True
-        yield loop
+        yield Loop(config, run, images, images, device, silent, SINGLE, Interruption(), steps)
 
 
-def one_round(loop: Loop) -> dict[str, float]:
-    clock, state = loop.state.clock, loop.state
-    clock.reset()
-    loop.train_epoch()
-    shares = clock.shares() | {"seconds": clock.total() / loop.steps}  # a step
-    state.epoch, state.step = state.epoch + 1, 0
-    state.totals.zero_()
-    return shares
+def time_epoch(loop: Loop, rounds: list[dict[str, float]]) -> None:
+    rounds.append(loop.time_epoch())
 
 
-def summary(config: TrainConfig, rounds: Sequence[dict[str, float]]) -> Throughput:
-    median = {name: statistics.median(shares[name] for shares in rounds) for name in rounds[0]}
-    seconds = median.pop("seconds")
-    own = [shares["forward"] + shares["backward"] + shares["optimizer"] for shares in rounds]
-    speed = config.recipe.batch_size / seconds
-    return Throughput(config.model.label, speed, 1 - statistics.median(own), median, config.recipe.batch_size, len(rounds))
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median share of each part, and of all that is not the network's own."""
+    shares = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
+    return {**shares, "overhead": 1 - statistics.median(sum(one[part] for part in NETWORK) for one in rounds)}

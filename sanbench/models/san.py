@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,14 @@ AUTHORS_NAMES = {  # regular expression for the beginning of a tensor's name her
     **{rf"stages\.(\d)\.2\.(\d)\.{re.escape(here)}\.": rf"layer\1.\2.{there}." for here, there in AUTHORS_BLOCK.items()},
     r"classifier\.": "fc.",
 }
+
+
+class Stage(NamedTuple):
+    """The maps that a stage's attention sees: `channels` x `side` x `side`."""
+
+    side: int
+    channels: int
+    footprint: int
 
 
 class SANConfig(BaseModel):
@@ -85,6 +93,14 @@ class SANConfig(BaseModel):
 
     def stage_footprint(self, stage: int) -> int:
         return 3 if stage == 0 else self.footprint
+
+    def stages(self, image_size: int = 224) -> list[Stage]:
+        """Of square images. Each stage begins with pooling, which halves the side."""
+        halved = [image_size >> (stage + 1) for stage in range(len(self.blocks))]
+        return [Stage(side, self.channels(stage), self.stage_footprint(stage)) for stage, side in enumerate(halved)]
+
+
+STAGES = SANConfig(blocks=(1, 1, 1, 1, 1)).stages()  # of every network of the paper: they differ in blocks only
 
 
 class SelfAttention(nn.Module):

@@ -68,7 +68,7 @@ def steps_per_epoch(images: int, recipe: Recipe) -> int:
 
 
 class Loop:
-    """All epochs of one process."""
+    """All epochs of one process, each of `steps` steps where that is fewer than the images give."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Loop:
         progress: Report,
         group: ProcessGroup,
         interruption: Interruption,
+        steps: int | None = None,
     ) -> None:
         self.config, self.recipe, self.run = config, config.recipe, run
         self.images, self.validation = images, validation
@@ -88,6 +89,8 @@ class Loop:
         )
         self.progress, self.group, self.interruption = progress, group, interruption
         self.steps = steps_per_epoch(len(images), config.recipe)
+        if steps is not None:
+            self.steps = min(self.steps, steps)
         self.state = TrainState.build(config, device, group)
         self.faults = FaultCheck(images, run)
         if run.resume.is_file():
@@ -105,6 +108,14 @@ class Loop:
         while self.state.epoch < self.recipe.epochs:
             trained = self.train_epoch()
             self.finish_epoch(trained)
+
+    def time_epoch(self) -> dict[str, float]:
+        """Train an epoch that is neither validated nor kept; the shares of its time, as `Stopwatch.stop`."""
+        self.state.clock.start()
+        self.train_epoch()
+        shares = self.state.clock.stop()
+        self.next_epoch()
+        return shares
 
     def train_epoch(self) -> dict[str, float]:
         """The steps of an epoch that are not done yet; loss, top-1 and last learning rate of the whole epoch."""
@@ -228,12 +239,15 @@ class Loop:
                 self.save_network("best.pt")
             seconds = {"validation_top1": top1, "validation_images": count, "seconds": state.seconds}
             self.log.write({"epoch": state.epoch + 1, **trained, **seconds})
-        state.epoch, state.step = state.epoch + 1, 0
-        state.totals.zero_()
+        self.next_epoch()
         if state.epoch < self.recipe.epochs:
             self.write()
         elif self.group.is_rank_zero:
             self.run.resume.unlink(missing_ok=True)
+
+    def next_epoch(self) -> None:
+        self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        self.state.totals.zero_()
 
     def save_network(self, name: str) -> None:
         config, state = self.config, self.state

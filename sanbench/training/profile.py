@@ -15,21 +15,26 @@ WARM_UP = 3  # steps before the profiled ones
 class Stopwatch:
     """`with clock("forward"): ...` adds the seconds to `clock.seconds` and names the part in a trace.
 
-    On CUDA the host runs ahead of the device. If `waits` is set, it waits for the device at the end of each part, so that the
-    seconds include the device's.
+    On CUDA the host runs ahead of the device: only between `start` and `stop` does it wait for the device at the end of each
+    part, so that the seconds are the device's too.
     """
 
     def __init__(self) -> None:
         self.waits = False
-        self.reset()
-
-    def reset(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.began = time.perf_counter()
 
-    def total(self) -> float:
-        """Seconds since `reset`."""
-        return time.perf_counter() - self.began
+    def start(self) -> None:
+        self.waits = True
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.began = time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """Each part's share of the time since `start`, in [0, 1]; `rest` is what no part took."""
+        self.waits = False
+        total = time.perf_counter() - self.began
+        shares = {part: seconds / total for part, seconds in self.seconds.items()}
+        return {**shares, "rest": 1 - sum(shares.values())}
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -39,12 +44,6 @@ class Stopwatch:
             if self.waits and torch.cuda.is_available():
                 torch.cuda.synchronize()
         self.seconds[part] += time.perf_counter() - started
-
-    def shares(self) -> dict[str, float]:
-        """The share of each part in the time since `reset`, in [0, 1]; `rest` is the share of none."""
-        total = self.total()
-        shares = {part: seconds / total for part, seconds in self.seconds.items()}
-        return {**shares, "rest": 1 - sum(shares.values())}
 
 
 class Profile:
@@ -63,12 +62,10 @@ class Profile:
         self.left -= 1
         if self.left == self.steps:
             self.profiler.start()
-            self.clock.waits = True
-            self.clock.reset()
+            self.clock.start()
         if self.left != 0:
             return None
-        shares = self.clock.shares()
-        self.clock.waits = False
+        shares = self.clock.stop()
         self.profiler.stop()
         self.profiler.export_chrome_trace(str(self.path))
         return shares
