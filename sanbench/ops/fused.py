@@ -77,15 +77,6 @@ class FusedLinear(Fused):
         return (*found, grad if of_residual else None)
 
 
-@dataclass(frozen=True)
-class FusedRelu(Fused):
-    """A map of one pixel, whose strides may say either layout, leaves with those of its own: a linear behind it sums in
-    the order that strides suggest."""
-
-    def body(self, *values: Any) -> Tensor:
-        return self.specification(*values).to(values[0].dtype, memory_format=self.layout(values))
-
-
 # Batch normalisation: moments, and relu(scale * x + shift)
 
 
@@ -94,7 +85,16 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def relu_specification(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return affine(x, scale, shift).relu_()  # in place: one map less in memory
+    return affine(x, scale, shift).relu()
+
+
+@dataclass(frozen=True)
+class FusedRelu(Fused):
+    """Works in place, which an export may not: one map less in memory. A map of one pixel, whose strides may be those of
+    either layout, leaves with those of its own, because the linear behind it sums in the order that they suggest."""
+
+    def body(self, *values: Any) -> Tensor:
+        return affine(*values).relu_().to(values[0].dtype, memory_format=self.layout(values))
 
 
 def relu_gradient(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, shared: bool) -> list[Tensor]:
@@ -139,7 +139,7 @@ def channel_moments(x: Tensor) -> Tensor:
 def pool_specification(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         x = F.conv2d(x, weight[:, :, None, None])
-    return F.max_pool2d(affine(x, scale, shift).relu(), SIDE)
+    return F.max_pool2d(relu_specification(x, scale, shift), SIDE)
 
 
 def pool_gradient(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, shared: bool) -> list[Tensor]:
@@ -168,7 +168,7 @@ def normalised_pool(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | No
 def linear_specification(
     x: Tensor, scale: Tensor, shift: Tensor, weights: list[Tensor], biases: list[Tensor], residual: Tensor | None
 ) -> Tensor:
-    out = F.conv2d(affine(x, scale, shift).relu(), torch.cat(weights)[:, :, None, None], torch.cat(biases))
+    out = F.conv2d(relu_specification(x, scale, shift), torch.cat(weights)[:, :, None, None], torch.cat(biases))
     return out if residual is None else out + residual
 
 
@@ -179,7 +179,7 @@ def linear_gradient(
     grads = relu_gradient(before, x, scale, shift, shared)
     if not shared:
         return grads
-    of_weight = torch.einsum("nohw,nihw->oi", grad, affine(x, scale, shift).relu())
+    of_weight = torch.einsum("nohw,nihw->oi", grad, relu_specification(x, scale, shift))
     parts = [part for whole in (of_weight, grad.sum((0, 2, 3))) for part in whole.split([len(bias) for bias in biases])]
     return [*grads, *(part.clone() for part in parts)]
 
