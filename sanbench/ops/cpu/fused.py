@@ -17,9 +17,8 @@ from sanbench.ops.fused import SIDE, linear_shape, pool_shape
 from sanbench.ops.operator import BODIES, memory_format
 
 MOST_INPUTS = 4  # of a linear before pooling; as in pool.cpp
-Prepared = tuple[
-    dict[str, Any], Mapping[str, Tensor | None], Tensor | list[Tensor]
-]  # sizes, tensors by address, what is returned
+# Sizes, tensors by the names of their addresses, and what is returned
+Prepared = tuple[dict[str, Any], Mapping[str, Tensor | None], Tensor | list[Tensor]]
 
 
 def under(

@@ -1,6 +1,7 @@
 """What Python hands to the compiled kernels: structures that C++ declares too, under the same names and in the same order.
 
-A field is a dimension (int), a strided map or an address; tensors that an address points to are dense.
+A field is a size, a strided map or an address, behind which a tensor is dense. `check_layouts` compares both declarations
+when a build is loaded, as far as a structure's size and the place of its last field tell them apart.
 """
 
 import ctypes
