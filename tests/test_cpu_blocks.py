@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from sanbench.models.san import SAN, SANConfig
-from sanbench.ops import cpu, linear, pool
+from sanbench.ops import cpu
+from sanbench.ops.operator import SPECIFICATIONS
 from tests.support.operator_cases import BUILDS, close, gradients, same, to
 from tests.support.unsettled_weights import unsettle
 
-PLAIN = {"normalised_pool": pool.plain, "normalised_linear": linear.plain}
 POOLED = [(1, 1, 2, 2), (2, 5, 3, 7), (3, 33, 9, 4), (2, 64, 40, 40)]
 
 
@@ -18,13 +18,13 @@ def pool_case(shape: tuple[int, ...], channels: int | None, layout: torch.memory
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(shape, generator=generator).contiguous(memory_format=layout)
     weight = None if channels is None else torch.randn(channels, shape[1], generator=generator)
-    return [x, weight, *(torch.randn(channels or shape[1], generator=generator) for _ in range(2))]
+    return [x, *(torch.randn(channels or shape[1], generator=generator) for _ in range(2)), weight]
 
 
 def check(operator: str, values: list, build: str, wanted: list[int], forward: str, backward: str) -> None:
     run = getattr(torch.ops.sanbench, operator)
     grad = torch.randn(run(*values).shape, generator=torch.Generator().manual_seed(2))
-    expected_out, expected = gradients(PLAIN[operator], to(values, torch.float64), grad, wanted)
+    expected_out, expected = gradients(SPECIFICATIONS[operator], to(values, torch.float64), grad, wanted)
     with cpu.use_kernel(build):
         out, grads = gradients(run, values, grad, wanted)
     assert (cpu.last_kernel(operator), cpu.last_kernel(f"{operator}_backward")) == (forward, backward)
@@ -54,12 +54,12 @@ def test_what_pooling_leaves_to_the_specification() -> None:
     for values in (pool_case((2, 5, 4, 4), None, torch.contiguous_format), pool_case((2, 5, 4, 4), 8)):
         out = torch.ops.sanbench.normalised_pool(*values)
         assert cpu.last_kernel("normalised_pool") == "tiled"
-        torch.testing.assert_close(out, pool.plain(*values))
+        torch.testing.assert_close(out, SPECIFICATIONS["normalised_pool"](*values))
 
 
 def test_pooling_of_what_is_not_a_number_and_of_equals() -> None:
     values = pool_case((1, 16, 2, 2), None)
-    values[1:] = [None, torch.ones(16), torch.zeros(16)]
+    values[1:] = [torch.ones(16), torch.zeros(16), None]
     for place in range(4):
         x = torch.ones(1, 16, 2, 2).contiguous(memory_format=torch.channels_last)
         x[0, 3].view(-1)[place] = torch.nan
@@ -129,7 +129,7 @@ def test_what_the_product_leaves_to_the_specification() -> None:
     ):
         out = torch.ops.sanbench.normalised_linear(*values)
         assert cpu.last_kernel("normalised_linear") == "tiled"
-        torch.testing.assert_close(out, linear.plain(*values))
+        torch.testing.assert_close(out, SPECIFICATIONS["normalised_linear"](*values))
 
 
 @pytest.mark.parametrize("size", [(1, 64, 9, 7), (3, 300, 14, 15)], ids=str)

@@ -1,5 +1,6 @@
 """Attention's fused kernels against the float64 specification, build by build, on awkward shapes."""
 
+import ctypes
 import itertools
 import os
 import subprocess
@@ -10,6 +11,7 @@ import torch
 
 from sanbench.errors import SanbenchError
 from sanbench.ops import cpu
+from sanbench.ops.cpu import kernels, structures
 from sanbench.ops.operator import tile_size
 from tests.support.operator_cases import (
     BUILDS,
@@ -108,6 +110,30 @@ def test_forced_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SanbenchError, match=missing), cpu.use_kernel("avx2"):
         pass
     assert cpu.kernel() == "tiled"
+
+
+def longer(structure: type[ctypes.Structure]) -> type[ctypes.Structure]:
+    """The structure with another field before its last."""
+    *fields, last = structure._fields_
+    return type(structure.__name__, (ctypes.Structure,), {"_fields_": (*fields, ("more", ctypes.c_void_p), last)})
+
+
+@pytest.mark.parametrize("structure", structures.STRUCTURES, ids=lambda structure: structure.__name__)
+@pytest.mark.parametrize("build", BUILDS)
+def test_builds_from_other_structures_are_refused(
+    build: str, structure: type[ctypes.Structure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = longer(structure)
+    monkeypatch.setattr(structures, "STRUCTURES", (wrong,))
+    compiled, here = ctypes.sizeof(structure), ctypes.sizeof(wrong)
+    message = rf"^{structure.__name__} has {compiled} bytes in kernels_{build}\S* and {here} here .*: reinstall sanbench\.$"
+    with pytest.raises(SanbenchError, match=message):
+        kernels.build.__wrapped__(build)
+
+
+def test_builds_from_before_structures_were_compared_are_refused() -> None:
+    with pytest.raises(SanbenchError, match=r"^kernels_old.so does not tell the size of StridedMap.*: reinstall sanbench\.$"):
+        structures.check_layouts(object(), "kernels_old.so")
 
 
 def test_not_a_number_stays_one() -> None:

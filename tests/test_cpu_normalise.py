@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sanbench.ops import cpu
-from sanbench.ops.operator import BODIES
+from sanbench.ops.operator import SPECIFICATIONS
 from tests.support.operator_cases import BUILDS, close, gradients, to
 
 
@@ -18,7 +18,7 @@ def test_normalised_relu(shape: tuple[int, ...], layout: torch.memory_format, bu
     grad = torch.randn(shape, generator=generator)
     operator = torch.ops.sanbench.normalised_relu
     for wanted in ([0], [0, 1, 2], [1]):
-        expected_out, expected = gradients(BODIES["normalised_relu"], to(values, torch.float64), grad, wanted)
+        expected_out, expected = gradients(SPECIFICATIONS["normalised_relu"], to(values, torch.float64), grad, wanted)
         with cpu.use_kernel(build):
             out, grads = gradients(operator, values, grad, wanted)
         assert cpu.last_kernel("normalised_relu_backward") == build
@@ -33,7 +33,7 @@ def test_normalised_relu(shape: tuple[int, ...], layout: torch.memory_format, bu
 def test_channel_moments(shape: tuple[int, ...], layout: torch.memory_format, build: str) -> None:
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 3).contiguous(memory_format=layout)
     grad = torch.randn(len(x), 2, x.shape[1])
-    expected_out, expected = gradients(BODIES["channel_moments"], to([x], torch.float64), grad)
+    expected_out, expected = gradients(SPECIFICATIONS["channel_moments"], to([x], torch.float64), grad)
     with cpu.use_kernel(build):
         out, grads = gradients(torch.ops.sanbench.channel_moments, [x], grad)
     assert (cpu.last_kernel("channel_moments"), cpu.last_kernel("channel_moments_backward")) == (build, build)

@@ -15,7 +15,6 @@ from torch.export import Dim, ExportedProgram
 from sanbench.errors import InputError, unknown
 from sanbench.models import SMALLEST_IMAGE, Classifier
 from sanbench.models.checkpoints import write_file
-from sanbench.ops import linear, normalise, pool
 from sanbench.ops.footprint import neighbours
 from sanbench.ops.operator import SPECIFICATIONS
 
@@ -24,13 +23,7 @@ INPUT, OUTPUT = "images", "logits"
 
 def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Tensor]]:
     """This toolkit's operators as their specifications, which are operators of PyTorch."""
-    bodies: dict[str, Callable[..., Tensor]] = {
-        "normalised_relu": normalise.plain,
-        "normalised_pool": pool.plain,
-        "normalised_linear": linear.plain,
-        **SPECIFICATIONS,
-    }
-    return {getattr(torch.ops.sanbench, name).default: body for name, body in bodies.items()}
+    return {getattr(torch.ops.sanbench, name).default: body for name, body in SPECIFICATIONS.items()}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sanbench.errors import InputError
-from sanbench.ops.normalise import channel_moments, normalised_relu
+from sanbench.ops.fused import channel_moments, normalised_relu
 
 Out = TypeVar("Out")
 

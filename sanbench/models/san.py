@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
 from sanbench.models.normalisation import is_fixed, normalisation, normalised
-from sanbench.ops.linear import normalised_linear
-from sanbench.ops.pool import normalised_pool
+from sanbench.ops.fused import normalised_linear, normalised_pool
 from sanbench.ops.relation import RELATIONS
 
 STAGE_CHANNELS = (64, 256, 512, 1024, 2048)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sanbench.ops.footprint import Footprint, Rows
+from sanbench.ops.footprint import Footprint, RowRange
 
 
 def aggregate(weights: Tensor, value: Tensor) -> Tensor:
@@ -16,7 +16,9 @@ def aggregate(weights: Tensor, value: Tensor) -> Tensor:
     return product.sum(3).flatten(1, 2)
 
 
-def aggregation(weights: Tensor, value: Tensor, footprint: int, stride: int, dilation: int, rows: Rows = None) -> Tensor:
+def aggregation(
+    weights: Tensor, value: Tensor, footprint: int, stride: int, dilation: int, rows: RowRange | None = None
+) -> Tensor:
     """y_i = sum_{j in R(i)} w_ij * beta(x_j).
 
     weights N x G x K x Ho x Wo, value N x C x H x W -> N x C x Ho x Wo, with K = footprint^2.

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sanbench.ops.aggregation import aggregate, aggregation
 from sanbench.ops.checks import REDUCED
-from sanbench.ops.footprint import Footprint, Rows
-from sanbench.ops.operator import Shape, define
+from sanbench.ops.footprint import Footprint, RowRange
+from sanbench.ops.operator import Shape, Tiled
 from sanbench.ops.relation import RELATIONS
 
 
@@ -85,7 +85,7 @@ def pairwise_attention(
     footprint: int,
     stride: int,
     dilation: int,
-    rows: Rows = None,
+    rows: RowRange | None = None,
 ) -> Tensor:
     """y_i = sum_{j in R(i)} softmax_j(gamma([delta(phi(x_i), psi(x_j)), p_i - p_j])) * beta(x_j)  (equations 2 and 3).
 
@@ -108,7 +108,7 @@ def pairwise_statistics(
     footprint: int,
     stride: int,
     dilation: int,
-    rows: Rows = None,
+    rows: RowRange | None = None,
 ) -> Tensor:
     """Mean and variance over footprint and space of what gamma's linears so far make of delta: N x 2 x D."""
     delta = pairwise_delta(query, key, position, relation, Footprint(footprint, stride, dilation, rows))
@@ -124,7 +124,7 @@ def patchwise_attention(
     footprint: int,
     stride: int,
     dilation: int,
-    rows: Rows = None,
+    rows: RowRange | None = None,
 ) -> Tensor:
     """y_i = sum_{j in R(i)} gamma(delta(x_R(i)))_j * beta(x_j), without softmax  (equations 4 and 5).
 
@@ -144,14 +144,21 @@ def patchwise_statistics(
     footprint: int,
     stride: int,
     dilation: int,
-    rows: Rows = None,
+    rows: RowRange | None = None,
 ) -> Tensor:
     """Mean and variance over space of what gamma's linears so far make of delta: N x 2 x D."""
     return moments(mapping(patchwise_delta(query, key, relation, Footprint(footprint, stride, dilation, rows)), gamma))
 
 
 def scalar_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, footprint: int, stride: int, dilation: int, rows: Rows = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    footprint: int,
+    stride: int,
+    dilation: int,
+    rows: RowRange | None = None,
 ) -> Tensor:
     """y_i = sum_{j in R(i)} softmax_j(phi(x_i)^T psi(x_j) / sqrt(R / heads)) beta(x_j), one weight a head.
 
@@ -199,9 +206,21 @@ def aggregation_macs(*, value: Shape, footprint: int, **named: Any) -> int:
 
 
 pairwise_macs, patchwise_macs = partial(vector_macs, "pairwise"), partial(vector_macs, "patchwise")
-define(aggregation, attention_shape, aggregation_macs)
-define(scalar_attention, attention_shape, scalar_macs)
-define(pairwise_attention, attention_shape, pairwise_macs)
-define(pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs, pooled, torch.float32)
-define(patchwise_attention, attention_shape, patchwise_macs)
-define(patchwise_statistics, partial(statistics_shape, "patchwise"), patchwise_macs, pooled, torch.float32)
+for _operator in (
+    Tiled("aggregation", aggregation, attention_shape, aggregation_macs),
+    Tiled("scalar_attention", scalar_attention, attention_shape, scalar_macs),
+    Tiled("pairwise_attention", pairwise_attention, attention_shape, pairwise_macs),
+    Tiled(
+        "pairwise_statistics", pairwise_statistics, partial(statistics_shape, "pairwise"), pairwise_macs, torch.float32, pooled
+    ),
+    Tiled("patchwise_attention", patchwise_attention, attention_shape, patchwise_macs),
+    Tiled(
+        "patchwise_statistics",
+        patchwise_statistics,
+        partial(statistics_shape, "patchwise"),
+        patchwise_macs,
+        torch.float32,
+        pooled,
+    ),
+):
+    _operator.define()

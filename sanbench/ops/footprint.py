@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sanbench.errors import InputError
 
-Rows = tuple[int, int] | None  # of the output, from the first up to the second; None: all
+RowRange = tuple[int, int]  # rows of the output, from the first up to the second
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Footprint:
     size: int
     stride: int = 1
     dilation: int = 1
-    rows: Rows = None
+    rows: RowRange | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0:

@@ -19,6 +19,7 @@ from torch import Tensor
 from sanbench.errors import SanbenchError, unknown
 from sanbench.ops.checks import MAPS
 from sanbench.ops.closed_form import moments, moments_backward
+from sanbench.ops.cpu.structures import Attention, StridedMap, check_layouts
 from sanbench.ops.dispatch import OPERATORS, UNFUSED, Backend, floating, takes
 from sanbench.ops.operator import memory_format
 
@@ -31,12 +32,19 @@ _forced: str | None = os.environ.get("SANBENCH_KERNELS") or None
 
 @cache
 def build(name: str) -> Any:
-    """The compiled kernels for an instruction set (a ctypes.CDLL), or why there are none (a string)."""
+    """The compiled kernels for an instruction set (a ctypes.CDLL), or why there are none (a string).
+
+    Raises SanbenchError if they were compiled from other structures than those that Python fills.
+    """
     files = sorted(FOLDER.glob(f"kernels_{name}.*"))
     if not files:
         return "it was not compiled when sanbench was installed"
     missing = [feature for feature in COMPILED[name] if feature not in cpu_features()]
-    return f"this CPU lacks {', '.join(missing)}" if missing else ctypes.CDLL(str(files[0]))
+    if missing:
+        return f"this CPU lacks {', '.join(missing)}"
+    library = ctypes.CDLL(str(files[0]))
+    check_layouts(library, files[0].name)
+    return library
 
 
 @cache
@@ -93,44 +101,17 @@ def serves(operator: str, **arguments: Any) -> bool:
     return takes(operator, **arguments) and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
 
-class View(ctypes.Structure):
-    """A map N x C x H x W in memory; mirrors tile.h."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4))
-
-    @classmethod
-    def of(cls, x: Tensor) -> "View":
-        return cls(x.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()))
-
-
-SIZES = ("images", "height", "width", "footprint", "narrow", "extra", "hidden", "groups", "channels")
-INTEGERS = (*SIZES, "threads", "weights")
-VIEWS = ("query", "key", "at_i", "at_j", "value", "out", "grad_query", "grad_key", "grad_value")
-ADDRESSES = ("grad_at_i", "grad_at_j", "moments", "grad_moments", "out_moments")
-
-
-class Call(ctypes.Structure):
-    """Arguments of every kernel; mirrors tile.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int) for name in INTEGERS),
-        *((name, View) for name in VIEWS),
-        *((name, ctypes.c_void_p * 7) for name in ("gamma", "grad_gamma")),
-        *((name, ctypes.c_void_p) for name in ADDRESSES),
-    )
-
-
-def prepare(query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, **optional: Any) -> Call:
+def prepare(query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, **optional: Any) -> Attention:
     """The call's inputs. It holds addresses only: `gamma` must be contiguous and everything must outlive it."""
-    call = Call(footprint=footprint, threads=torch.get_num_threads(), narrow=query.shape[1], hidden=len(gamma[2]))
+    call = Attention(footprint=footprint, threads=torch.get_num_threads(), narrow=query.shape[1], hidden=len(gamma[2]))
     call.images, call.height, call.width = len(query), *query.shape[-2:]
-    call.query, call.key = View.of(query), View.of(key)
+    call.query, call.key = StridedMap.of(query), StridedMap.of(key)
     call.gamma[: len(gamma)] = [g.data_ptr() for g in gamma]
     if (position := optional.get("position")) is not None:
         call.extra = position.shape[1]
-        call.at_i, call.at_j = (View.of(at.expand(len(query), -1, -1, -1)) for at in position)
+        call.at_i, call.at_j = (StridedMap.of(at.expand(len(query), -1, -1, -1)) for at in position)
     if (value := optional.get("value")) is not None:
-        call.value, call.channels = View.of(value), value.shape[1]
+        call.value, call.channels = StridedMap.of(value), value.shape[1]
         call.groups = len(gamma[5]) // (1 if "position" in optional else footprint**2)
     return call
 
@@ -144,7 +125,7 @@ def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
         call.out_moments = out.data_ptr()
     else:
         out = torch.empty(value.shape, memory_format=memory_format(value))
-        call.out = View.of(out)
+        call.out = StridedMap.of(out)
     getattr(build(name), operator)(ctypes.byref(call))
     return out
 
@@ -159,9 +140,9 @@ def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, An
         m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps
     }
     for m in maps:
-        setattr(call, f"grad_{m}", View.of(grads[m][0]))
+        setattr(call, f"grad_{m}", StridedMap.of(grads[m][0]))
     if "value" in arguments:
-        call.out = View.of(grad)
+        call.out = StridedMap.of(grad)
     else:
         forward, grad = run_forward(name, operator, arguments), grad.contiguous()
         call.moments, call.grad_moments = forward.data_ptr(), grad.data_ptr()

@@ -9,7 +9,7 @@
 
 constexpr int PARTS = 3;  // of W at most
 
-struct Linear {  // mirrored by linear.py
+struct Linear {
     int64_t pixels, inputs, outputs, parts;
     int threads;
     const float *x, *scale, *shift;
@@ -18,6 +18,7 @@ struct Linear {  // mirrored by linear.py
     int64_t size[PARTS];                       // rows of each part of W
     const float *weight[PARTS], *bias[PARTS];  // size x inputs, size
 };
+MIRRORED(Linear, bias)
 
 namespace {
 

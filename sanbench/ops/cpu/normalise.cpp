@@ -2,13 +2,14 @@
 // have inner 1.
 #include "tile.h"
 
-struct Normalise {  // mirrored by kernels.py
+struct Normalise {
     int64_t images, outer, channels, inner;
     int threads;
     const float *x, *scale, *shift, *grad;
     const float *moments, *grad_moments;            // images x 2 x channels
     float *out, *grad_x, *grad_scale, *grad_shift;  // out: also the moments; the last two may be missing
 };
+MIRRORED(Normalise, grad_shift)
 
 namespace {
 

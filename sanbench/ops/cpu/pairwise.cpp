@@ -12,13 +12,13 @@ namespace {
 
 struct Plan {  // what all threads share
     static constexpr bool distinct = true;
-    const Call& call;
+    const Attention& call;
     const int D, M, G, C, Dp, Mp, Gp, K;
     const Tiling tiling;
     const Blocks blocks;
     Buffer scaled, first, first_back, second, second_back, bias;
 
-    explicit Plan(const Call& c)
+    explicit Plan(const Attention& c)
         : call(c), D(c.narrow + c.extra), M(c.hidden), G(c.groups), C(c.channels), Dp(padded(D, ROWS)), Mp(padded(M, ROWS)),
           Gp(padded(G, ROWS)), K(c.footprint * c.footprint), tiling(c.images, c.height, c.width, c.footprint, distinct),
           blocks((int)tiling.offset.size()), scaled(zeros((long)M * D)), first(zeros((long)Mp * D)), first_back(zeros((long)Dp * M)),
@@ -58,7 +58,7 @@ struct Worker {
     long length(bool whole) const { return LANES * (whole ? p.columns() : COLS); }
 
     void fill_tile(int tile) {
-        const Call& c = p.call;
+        const Attention& c = p.call;
         const float *scale = c.gamma[0], *shift = c.gamma[1];
         fill(t, t.plain, tile, c.query, a.get(), c.narrow, scale, shift);
         fill(t, t.halo, tile, c.key, b.get(), c.narrow, scale);
@@ -286,7 +286,7 @@ struct Worker {
 
     // Gradients of a tile without halo: query, encoding at i, and what they give to scale and shift.
     void finish_a(int tile, Gradients& grads, Sums* sums) {
-        const Call& c = p.call;
+        const Attention& c = p.call;
         float* positions = grads.a.get() + c.narrow * t.plain.plane;
         visit(t, t.plain, tile, c.grad_query, grads.a.get(), c.narrow, [&](int d, float& from, float& to) { to = c.gamma[0][d] * from; });
         if (!sums) return;
@@ -300,7 +300,7 @@ struct Worker {
     }
     // ... and with halo: bands of an image overlap, so one after the other.
     void finish_b(int tile, Gradients& grads, Sums* sums) {
-        const Call& c = p.call;
+        const Attention& c = p.call;
         float* positions = grads.b.get() + c.narrow * t.halo.plane;
         visit(t, t.halo, tile, c.grad_key, grads.b.get(), c.narrow, [&](int d, float& from, float& to) { to += c.gamma[0][d] * from; });
         if (p.C) visit(t, t.halo, tile, c.grad_value, grads.value.get(), p.C, [](int, float& from, float& to) { to += from; });
@@ -313,7 +313,7 @@ struct Worker {
     }
     void add_position(int tile, const Layout& layout, float* grad, float* from) {  // grad: groups x E x height x width
         const int64_t row = t.width, plane = row * t.height;
-        const View view{grad + t.group(tile) * p.call.extra * plane, 0, plane, row, 1};
+        const StridedMap view{grad + t.group(tile) * p.call.extra * plane, 0, plane, row, 1};
         visit(t, layout, tile, view, from, p.call.extra, [&](int d, float& g, float& to) {
             to += p.call.gamma[0][p.call.narrow + d] * g;
         });
@@ -321,7 +321,7 @@ struct Worker {
 };
 
 static void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
-    const Call& c = p.call;
+    const Attention& c = p.call;
     const bool statistics = !c.gamma[5];
     auto total = [&](auto&& entry) {
         double sum = 0;
@@ -354,18 +354,21 @@ static void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
 
 }  // namespace
 
+MIRRORED(StridedMap, column)
+MIRRORED(Attention, out_moments)
+
 // How many groups of images the gradients of positions come in: groups x E x height x width.
-extern "C" int pairwise_groups(const Call* call) {
+extern "C" int pairwise_groups(const Attention* call) {
     return Tiling(call->images, call->height, call->width, call->footprint, Plan::distinct).groups;
 }
 
-extern "C" void pairwise_attention(const Call* call) { run_forward<Plan, Worker>(*call); }
-extern "C" void pairwise_statistics(const Call* call) { run_statistics<Plan, Worker>(*call); }
+extern "C" void pairwise_attention(const Attention* call) { run_forward<Plan, Worker>(*call); }
+extern "C" void pairwise_statistics(const Attention* call) { run_statistics<Plan, Worker>(*call); }
 
-extern "C" void pairwise_attention_backward(const Call* call) {
+extern "C" void pairwise_attention_backward(const Attention* call) {
     run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) { worker.backward(tile, grads, sums); });
 }
-extern "C" void pairwise_statistics_backward(const Call* call) {
+extern "C" void pairwise_statistics_backward(const Attention* call) {
     run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) {
         worker.statistics_backward(tile, grads, sums);
     });

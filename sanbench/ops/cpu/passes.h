@@ -66,7 +66,7 @@ class MomentsBackward {
     std::vector<V> constant, slope;
 
   public:
-    MomentsBackward(const Tiling& t, const Call& c, int tile, double count)
+    MomentsBackward(const Tiling& t, const Attention& c, int tile, double count)
         : channels(c.hidden), constant(padded(c.hidden, ROWS)), slope(padded(c.hidden, ROWS)) {
         for (int m = 0; m < channels; ++m)
             for (int l = 0; l < LANES; ++l) {
@@ -90,7 +90,7 @@ class MomentsBackward {
 };
 
 template <class Plan, class Worker>
-void run_forward(const Call& call) {
+void run_forward(const Attention& call) {
     const Plan plan(call);
     const int tiles = plan.tiling.tiles(), threads = std::min(call.threads, tiles);
     std::vector<Worker> workers;
@@ -101,7 +101,7 @@ void run_forward(const Call& call) {
 }
 
 template <class Plan, class Worker>
-void run_statistics(const Call& call) {
+void run_statistics(const Attention& call) {
     const Plan plan(call);
     const Tiling& t = plan.tiling;
     const int threads = std::min(call.threads, t.tiles()), channels = call.hidden;
@@ -135,7 +135,7 @@ void run_statistics(const Call& call) {
 // Tiles come in lots; a lot has its own sums of the gradients of what all images share, added up in order at the end. Bands of one
 // image overlap in their halos: their gradients are kept and folded band after band.
 template <class Plan, class Worker, class Sums, class F>
-void run_backward(const Call& call, F&& tile_backward) {
+void run_backward(const Attention& call, F&& tile_backward) {
     const Plan plan(call);
     const Tiling& t = plan.tiling;
     const bool split = t.bands > 1;

@@ -15,14 +15,14 @@ constexpr int STRIP = 4 * COLS;
 
 struct Plan {  // what all threads share
     static constexpr bool distinct = false;
-    const Call& call;
+    const Attention& call;
     const int R, M, G, C, K, D, Mp, Kp, Rp;
     const Tiling tiling;
     std::vector<Buffer> first, first_back, second, second_back;  // by slice, by group
     std::vector<Buffer> group_bias;
     Buffer bias;
 
-    explicit Plan(const Call& c)
+    explicit Plan(const Attention& c)
         : call(c), R(c.narrow), M(c.hidden), G(c.groups), C(c.channels), K(c.footprint * c.footprint), D(R * (K + 1)),
           Mp(padded(M, ROWS)), Kp(padded(K, ROWS)), Rp(padded(R, ROWS)),
           tiling(c.images, c.height, c.width, c.footprint, distinct), bias(zeros(Mp)) {
@@ -304,7 +304,7 @@ struct Worker {
 };
 
 static void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
-    const Call& c = p.call;
+    const Attention& c = p.call;
     const bool statistics = !c.gamma[5];
     auto total = [&](auto&& entry) {
         double sum = 0;
@@ -346,13 +346,13 @@ static void sum_weights(const Plan& p, const std::vector<Sums>& sums) {
 
 }  // namespace
 
-extern "C" void patchwise_attention(const Call* call) { run_forward<Plan, Worker>(*call); }
-extern "C" void patchwise_statistics(const Call* call) { run_statistics<Plan, Worker>(*call); }
+extern "C" void patchwise_attention(const Attention* call) { run_forward<Plan, Worker>(*call); }
+extern "C" void patchwise_statistics(const Attention* call) { run_statistics<Plan, Worker>(*call); }
 
-extern "C" void patchwise_attention_backward(const Call* call) {
+extern "C" void patchwise_attention_backward(const Attention* call) {
     run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) { worker.backward(tile, grads, sums); });
 }
-extern "C" void patchwise_statistics_backward(const Call* call) {
+extern "C" void patchwise_statistics_backward(const Attention* call) {
     run_backward<Plan, Worker, Sums>(*call, [](Worker& worker, int tile, Gradients& grads, Sums* sums) {
         worker.statistics_backward(tile, grads, sums);
     });

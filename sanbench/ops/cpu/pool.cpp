@@ -2,12 +2,13 @@
 // its product with x in place of x; the product is then never written.
 #include "tile.h"
 
-struct Pool {  // mirrored by pool.py
+struct Pool {
     int64_t images, height, width, inputs, channels;  // inputs: channels of x; they are the same without weight
     int threads;
     const float *x, *weight, *scale, *shift, *grad;   // weight: channels x inputs, may be missing
     float *out, *grad_x, *grad_scale, *grad_shift;    // the last two may be missing
 };
+MIRRORED(Pool, grad_shift)
 
 namespace {
 

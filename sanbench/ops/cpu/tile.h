@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -17,19 +18,26 @@
 
 #include "vector.h"
 
-struct View {  // of a tensor images x channels x height x width
+// The size of a structure in bytes and where its last field begins: sanbench/ops/cpu/structures.py compares them with its own.
+#define MIRRORED(Structure, last)                         \
+    extern "C" void layout_of_##Structure(int64_t* out) { \
+        out[0] = sizeof(Structure);                       \
+        out[1] = offsetof(Structure, last);               \
+    }
+
+struct StridedMap {  // a tensor images x channels x height x width in memory
     float* data;
     int64_t image, channel, row, column;  // strides in elements
     float* at(long n, long c, long y, long x) const { return data + n * image + c * channel + y * row + x * column; }
 };
 
-struct Call {  // the arguments of every kernel; mirrored by kernels.py
+struct Attention {  // the arguments of pairwise.cpp and patchwise.cpp
     int images, height, width, footprint, narrow, extra, hidden, groups, channels, threads, weights;
-    View query, key, at_i, at_j, value, out;   // out: the result or its gradient; position as read at i and at j
-    View grad_query, grad_key, grad_value;     // zeros
-    const float* gamma[7];                     // s1 t1 W1 s2 t2 W2 bias, for statistics up to W1
+    StridedMap query, key, at_i, at_j, value, out;  // out: the result or its gradient; position as read at i and at j
+    StridedMap grad_query, grad_key, grad_value;    // zeros
+    const float* gamma[7];                          // s1 t1 W1 s2 t2 W2 bias, for statistics up to W1
     float *grad_gamma[7], *grad_at_i, *grad_at_j;
-    const float *moments, *grad_moments;       // statistics: images x 2 x hidden
+    const float *moments, *grad_moments;            // statistics: images x 2 x hidden
     float* out_moments;
 };
 
@@ -114,7 +122,7 @@ struct Tiling {
 
 // Calls f(element of scratch, tensor's element) for every pixel of a tile and `channels` channels; images that are not there are skipped.
 template <class F>
-static inline void visit(const Tiling& t, const Layout& layout, int tile, const View& view, float* scratch, int channels, F&& f) {
+static inline void visit(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels, F&& f) {
     const int first = t.first_row(tile) - layout.above, halo = layout.rows - t.band_rows;
     std::vector<int64_t> column(layout.columns);
     for (int x = 0; x < layout.columns; ++x) column[x] = reflected(x - layout.left, t.width) * view.column;
@@ -131,7 +139,7 @@ static inline void visit(const Tiling& t, const Layout& layout, int tile, const 
 }
 
 // scratch = scale * tensor + shift, channel by channel. Where no image is, scratch keeps what it held: zeros or another image.
-static void fill(const Tiling& t, const Layout& layout, int tile, const View& view, float* scratch, int channels,
+static void fill(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels,
                  const float* scale = nullptr, const float* shift = nullptr) {
     if (scale)
         visit(t, layout, tile, view, scratch, channels, [&](int c, float& to, float& from) {

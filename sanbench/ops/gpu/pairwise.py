@@ -62,16 +62,16 @@ def forward(**arguments: Any) -> Tensor:
     if "value" in arguments:
         value: Tensor = arguments["value"]
         out = torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=memory_format(value))
-        attend(Layer(**arguments), out=out)
+        attend(PairwiseCall(**arguments), out=out)
         return out
-    count, mean, squares = parts_of_moments(Layer(**arguments)).unbind(2)  # N x slots x M
+    count, mean, squares = parts_of_moments(PairwiseCall(**arguments)).unbind(2)  # N x slots x M
     every = count.sum(1)
     centre = (count * mean).sum(1) / every
     return torch.stack([centre, (squares + count * (mean - centre[:, None]).square()).sum(1) / every], 1)
 
 
-class Layer:
-    """The arguments that all kernels of a layer share."""
+class PairwiseCall:
+    """One call's arguments as the kernels name and read them, and their launches."""
 
     def __init__(
         self,
@@ -136,70 +136,70 @@ def strided(**maps: Tensor | None) -> dict[str, Any]:
     return found
 
 
-def attend(layer: Layer, out: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+def attend(call: PairwiseCall, out: Tensor | None = None, grad: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
     """Fill `out`, or return lse and delta of the backward of `grad`."""
     lse = delta = None
     if grad is not None:
-        lse, delta = grad.new_empty(2, layer.images, layer.height, layer.width, layer.groups, dtype=torch.float32)
+        lse, delta = grad.new_empty(2, call.images, call.height, call.width, call.groups, dtype=torch.float32)
 
     def grid(constants: dict[str, int]) -> tuple[int, ...]:
-        return layer.tiles_of_map(constants), -(-layer.groups // constants["GB"]), layer.images
+        return call.tiles_of_map(constants), -(-call.groups // constants["GB"]), call.images
 
     more = strided(out=out, grad=grad) | {"lse": lse, "delta": delta, "BACKWARD": grad is not None}
-    layer.run(attention, "attention", grid, **more)
+    call.run(attention, "attention", grid, **more)
     return None if lse is None or delta is None else (lse, delta)
 
 
-def parts_of_moments(layer: Layer) -> Tensor:
-    parts = layer.query.new_empty(layer.images, SLOTS, 3, layer.hidden, dtype=torch.float32)
-    layer.run(statistics, "statistics", lambda constants: (SLOTS, layer.images), parts=parts)
+def parts_of_moments(call: PairwiseCall) -> Tensor:
+    parts = call.query.new_empty(call.images, SLOTS, 3, call.hidden, dtype=torch.float32)
+    call.run(statistics, "statistics", lambda constants: (SLOTS, call.images), parts=parts)
     return parts
 
 
 def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Tensor]]:
     """Gradients by argument; those of gamma and position only where `weights`."""
-    layer = Layer(**arguments)
-    query, key, value, device = layer.query, layer.key, layer.value, layer.query.device
+    call = PairwiseCall(**arguments)
+    query, key, value, device = call.query, call.key, call.value, call.query.device
     grads = {name: x.new_empty(0) for name, x in {"query": query, "key": key}.items()}
-    shared: dict[str, Any] = {"STATISTICS": value is None, "images": layer.images}
-    shared |= {"GB": power_of_two(layer.groups), "GW": power_of_two(layer.groups, 16)}
+    shared: dict[str, Any] = {"STATISTICS": value is None, "images": call.images}
+    shared |= {"GB": power_of_two(call.groups), "GW": power_of_two(call.groups, 16)}
     if value is None:
         forward_mean = forward(**arguments)[:, 0]
-        count = layer.height * layer.width * layer.footprint**2
+        count = call.height * call.width * call.footprint**2
         at_mean, slope = grad[:, 0] / count, 2 * grad[:, 1] / count
         shared |= {"moments": torch.stack([at_mean, slope, forward_mean], 1), "lse": None, "delta": None}
         shared |= strided(grad=None) | strided(to_value=None)
     else:
-        saved = attend(layer, grad=grad)
+        saved = attend(call, grad=grad)
         assert saved is not None
         grads["value"] = torch.empty_like(value, memory_format=memory_format(value))
         shared |= strided(grad=grad) | {"lse": saved[0], "delta": saved[1], "moments": None} | strided(to_value=grads["value"])
     for name, x in (("query", query), ("key", key)):
         grads[name] = torch.empty_like(x, memory_format=memory_format(x))
-    sizes = [layer.hidden * layer.narrow, layer.extra * layer.hidden, layer.hidden]
-    sizes += [layer.groups * layer.hidden] if value is not None else []
-    smallest = min(dict(tile.constants)["PIXELS"] for tile in layer.tiles("query with weights"))
-    programs = min(PROGRAMS, layer.images * -(-layer.height * layer.width // smallest))
+    sizes = [call.hidden * call.narrow, call.extra * call.hidden, call.hidden]
+    sizes += [call.groups * call.hidden] if value is not None else []
+    smallest = min(dict(tile.constants)["PIXELS"] for tile in call.tiles("query with weights"))
+    programs = min(PROGRAMS, call.images * -(-call.height * call.width // smallest))
     parts = to_delta = None
     if weights:
         parts = torch.empty(programs, sum(sizes), device=device)
-        width = layer.narrow + layer.extra
-        to_delta = torch.empty(2, layer.images, layer.height, layer.width, width, device=device)
+        width = call.narrow + call.extra
+        to_delta = torch.empty(2, call.images, call.height, call.width, width, device=device)
 
     def run(kernel: Any, task: str, **more: Any) -> None:
         def grid(constants: dict[str, int]) -> tuple[int, ...]:
-            return (programs if weights and kernel is query_pass else layer.images * layer.tiles_of_map(constants),)
+            return (programs if weights and kernel is query_pass else call.images * call.tiles_of_map(constants),)
 
-        layer.run(kernel, task, grid, **shared, **more)
+        call.run(kernel, task, grid, **shared, **more)
 
     with_weights = " with weights" if weights else ""
     to_delta_query, to_delta_key = (None, None) if to_delta is None else to_delta
-    for finds in query_passes(layer, weights):
+    for finds in query_passes(call, weights):
         task = f"query{with_weights}" if finds["OWN"] else "first" if finds["FIRST"] else "second"
         run(query_pass, task, parts=parts, to_delta=to_delta_query, **finds, **strided(to_query=grads["query"]))
     often = {
-        "down": multiplicities(layer.height, layer.footprint, device),
-        "across": multiplicities(layer.width, layer.footprint, device),
+        "down": multiplicities(call.height, call.footprint, device),
+        "across": multiplicities(call.width, call.footprint, device),
     }
     of_statistics = " of statistics" if value is None and not weights else ""
     run(
@@ -213,41 +213,39 @@ def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Te
     found = {name: [x] for name, x in grads.items()}
     if parts is not None and to_delta is not None:
         position = arguments["position"]
-        found["gamma"] = gradients_of_gamma(layer, parts.sum(0).split(sizes), to_delta, position)
+        found["gamma"] = gradients_of_gamma(call, parts.sum(0).split(sizes), to_delta, position)
         if position is not None:
-            to_position = (to_delta[..., layer.narrow :].sum(1) * layer.gamma[0][layer.narrow :].float()).permute(0, 3, 1, 2)
+            to_position = (to_delta[..., call.narrow :].sum(1) * call.gamma[0][call.narrow :].float()).permute(0, 3, 1, 2)
             found["position"] = [to_position.to(position.dtype).contiguous(memory_format=memory_format(position))]
     return found
 
 
-def query_passes(layer: Layer, weights: bool) -> list[dict[str, bool]]:
+def query_passes(call: PairwiseCall, weights: bool) -> list[dict[str, bool]]:
     """What each query pass of a backward finds: all at once, or a matrix of weights in a pass of its own where its gradient
     would spill beside the rest: W1' (M x R) at 128 channels, in float32 at 64, W2 (G x M) in float32 at 128. Such a pass
     recomputes h and e, and for W1' the gradient of z: 1.45 times the multiply-adds of one pass, 1.8 with both."""
-    second = weights and layer.value is not None
-    bytes_a_pixel = max(layer.narrow, layer.hidden) * layer.query.itemsize
+    second = weights and call.value is not None
+    bytes_a_pixel = max(call.narrow, call.hidden) * call.query.itemsize
     first_alone, second_alone = weights and bytes_a_pixel > 128, second and bytes_a_pixel > 256
     nothing = {"OWN": False, "WEIGHTS": False, "FIRST": False, "SECOND": False}
     together = {"OWN": True, "WEIGHTS": weights, "FIRST": weights and not first_alone, "SECOND": second and not second_alone}
     return [together] + [nothing | {"FIRST": True}] * first_alone + [nothing | {"SECOND": True}] * second_alone
 
 
-def gradients_of_gamma(layer: Layer, parts: Any, to_delta: Tensor, position: Tensor | None) -> list[Tensor]:
+def gradients_of_gamma(call: PairwiseCall, parts: Any, to_delta: Tensor, position: Tensor | None) -> list[Tensor]:
     """From those of what the kernels use (W1' = s2 W1, W2 log2(e), s1 q + t1 and s1 k) to those of gamma."""
     to_first, to_first_at, to_bias, *to_second = parts
     of_query, of_key = to_delta
-    query, key = (x.permute(0, 2, 3, 1) for x in (layer.query, layer.key))
-    to_scale = (of_query[..., : layer.narrow] * query + of_key[..., : layer.narrow] * key).sum((0, 1, 2))
+    query, key = (x.permute(0, 2, 3, 1) for x in (call.query, call.key))
+    to_scale = (of_query[..., : call.narrow] * query + of_key[..., : call.narrow] * key).sum((0, 1, 2))
     if position is not None:
-        to_positions = to_delta[..., layer.narrow :].sum(1) * position.permute(0, 2, 3, 1)
+        to_positions = to_delta[..., call.narrow :].sum(1) * position.permute(0, 2, 3, 1)
         to_scale = torch.cat([to_scale, to_positions.sum((0, 1, 2))])
-    folded = torch.cat(
-        [to_first.view(layer.hidden, layer.narrow), to_first_at.view(layer.extra, layer.hidden).T], 1
-    )  # of s2 W1
-    weight = layer.gamma[2].float()
+    folded = torch.cat([to_first.view(call.hidden, call.narrow), to_first_at.view(call.extra, call.hidden).T], 1)  # of s2 W1
+    weight = call.gamma[2].float()
     found = [to_scale, of_query.sum((0, 1, 2)), folded]
     if to_second:
-        found[2] = folded * layer.gamma[3].float()[:, None]
-        found += [(folded * weight).sum(1), to_bias, to_second[0].view(layer.groups, -1) * LOG2E]
-        found += [torch.zeros_like(layer.gamma[6])]  # it cancels in the softmax
-    return [x.to(like.dtype, copy=True) for x, like in zip(found, layer.gamma, strict=True)]  # no parts of one sum
+        found[2] = folded * call.gamma[3].float()[:, None]
+        found += [(folded * weight).sum(1), to_bias, to_second[0].view(call.groups, -1) * LOG2E]
+        found += [torch.zeros_like(call.gamma[6])]  # it cancels in the softmax
+    return [x.to(like.dtype, copy=True) for x, like in zip(found, call.gamma, strict=True)]  # no parts of one sum

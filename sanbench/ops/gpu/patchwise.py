@@ -10,7 +10,7 @@ from torch import Tensor
 from sanbench.ops.checks import MAPS
 from sanbench.ops.gpu.launch import Tile, launch, precision, upcast
 from sanbench.ops.gpu.patchwise_backward import key_backward, query_backward, statistics_backward, value_backward
-from sanbench.ops.gpu.patchwise_forward import Layer, attention_forward, statistics_forward
+from sanbench.ops.gpu.patchwise_forward import PatchwiseShapes, attention_forward, statistics_forward
 from sanbench.ops.gpu.patchwise_weights import first_weights, second_weights
 from sanbench.ops.operator import memory_format
 
@@ -47,8 +47,8 @@ def channel_major(x: Tensor) -> Tensor:
     return torch.cat([x[..., 0, :], x[..., 1:, :].transpose(-2, -1).flatten(-2)], -1)
 
 
-class Call:
-    """One call's arguments as its kernels name and read them."""
+class PatchwiseCall:
+    """One call's arguments as the kernels name and read them, and their launches."""
 
     def __init__(
         self, query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, value: Tensor | None = None, **_: Any
@@ -59,7 +59,7 @@ class Call:
         self.pixels = self.images * self.height * self.width
         scale, shift, weight = (by_slice(x, narrow) for x in gamma[:3])
         groups = 1 if value is None else len(gamma[5]) // footprint**2
-        self.layer = Layer(
+        self.shapes = PatchwiseShapes(
             narrow=narrow,
             hidden=len(gamma[2]),
             groups=groups,
@@ -78,7 +78,7 @@ class Call:
             "scale": scale.contiguous(),
             "shift": shift.contiguous(),
             "weight": weight.movedim(0, -1).to(self.dtype).contiguous(),
-            "LAYER": self.layer,
+            "SHAPES": self.shapes,
         }
         last = [x.to(self.dtype).contiguous() if x.dim() == 2 else x.contiguous() for x in gamma[3:]]
         self.known |= dict(zip(("scale2", "shift2", "second", "bias"), last, strict=False))
@@ -87,7 +87,7 @@ class Call:
         """Launch `kernel` with what it asks for of the call's and the given arguments."""
         self.known |= arguments
         asked = {name: self.known[name] for name in kernel.arg_names if name in self.known}
-        launch(kernel, grid or self.programs, tiles(kernel, self.layer, self.width, self.dtype), asked)
+        launch(kernel, grid or self.programs, tiles(kernel, self.shapes, self.width, self.dtype), asked)
 
     def programs(self, tile: dict[str, int]) -> tuple[int, ...]:
         if tile["ROWS"] == 0:
@@ -103,7 +103,7 @@ class Call:
         return step, triton.cdiv(self.pixels, step)
 
 
-def tiles(kernel: Any, layer: Layer, width: int, dtype: torch.dtype) -> tuple[Tile, ...]:
+def tiles(kernel: Any, shapes: PatchwiseShapes, width: int, dtype: torch.dtype) -> tuple[Tile, ...]:
     """What autotune may try: the tile that is best on paper, and half of it with as many warps, for small batches (with half as
     many where R is beyond 64: warps side by side in M would each hold all of a pixel's R).
 
@@ -112,22 +112,22 @@ def tiles(kernel: Any, layer: Layer, width: int, dtype: torch.dtype) -> tuple[Ti
     do not exist. Kernels that write a part a program have one tile, as their callers make
     room for the parts, and so has `value_backward`, whose half spills.
     """
-    block = min(16, triton.next_power_of_2(layer.groups))
+    block = min(16, triton.next_power_of_2(shapes.groups))
     warps, pixels = 4, 64
     if dtype == torch.float32:
-        warps = 8 if layer.narrow > 16 else 4
+        warps = 8 if shapes.narrow > 16 else 4
         least = {attention_forward: 32, value_backward: 32, first_weights: 16, statistics_backward: 32, query_backward: 32}
-        if layer.narrow > 64 or (layer.narrow > 32 and kernel in (attention_forward, value_backward, first_weights)):
+        if shapes.narrow > 64 or (shapes.narrow > 32 and kernel in (attention_forward, value_backward, first_weights)):
             pixels = least.get(kernel, 64)
         warps = 4 if pixels == 16 else 8 if kernel is query_backward else warps
-        block = min(block, 8) if kernel is value_backward and layer.narrow > 64 else block
-    elif (layer.narrow > 32 and kernel is value_backward) or (layer.narrow > 64 and kernel in BROAD):
+        block = min(block, 8) if kernel is value_backward and shapes.narrow > 64 else block
+    elif (shapes.narrow > 32 and kernel is value_backward) or (shapes.narrow > 64 and kernel in BROAD):
         warps = 8
-    if kernel is second_weights and layer.groups < 8:
+    if kernel is second_weights and shapes.groups < 8:
         pixels = 32  # each with 16 / groups neighbours at once
     found = [tile_of(kernel, pixels, width, warps, block)]
     if pixels > 16 and kernel not in (query_backward, statistics_forward, value_backward):
-        halved = kernel is attention_forward and layer.narrow > 64 and dtype != torch.float32
+        halved = kernel is attention_forward and shapes.narrow > 64 and dtype != torch.float32
         found.append(tile_of(kernel, pixels // 2, width, warps // 2 if halved else warps, block))
     return tuple(found)
 
@@ -142,7 +142,7 @@ def tile_of(kernel: Any, pixels: int, width: int, warps: int, block: int) -> Til
 
 def forward(**arguments: Any) -> Tensor:
     """patchwise_attention or, without a value, patchwise_statistics, of their arguments by name."""
-    call = Call(**arguments)
+    call = PatchwiseCall(**arguments)
     if "value" not in arguments:
         return statistics(call)
     value = arguments["value"]
@@ -151,10 +151,10 @@ def forward(**arguments: Any) -> Tensor:
     return out.contiguous(memory_format=memory_format(value))
 
 
-def statistics(call: Call) -> Tensor:
+def statistics(call: PatchwiseCall) -> Tensor:
     """Moments of u, N x 2 x M, from those of the programs' pixels."""
-    tile = dict(tiles(statistics_forward, call.layer, call.width, call.dtype)[0].constants)
-    moments = call.empty(*call.programs(tile), 2, call.layer.hidden)
+    tile = dict(tiles(statistics_forward, call.shapes, call.width, call.dtype)[0].constants)
+    moments = call.empty(*call.programs(tile), 2, call.shapes.hidden)
     call(statistics_forward, moments=moments)
     means, squares = moments.unflatten(0, (call.images, -1)).unbind(2)  # images x programs x M
     rows, columns = (
@@ -170,34 +170,34 @@ def statistics(call: Call) -> Tensor:
 
 def backward(grad: Tensor, weights: bool, **arguments: Any) -> dict[str, list[Tensor]]:
     """Gradients by argument, those of gamma only where `weights`."""
-    call = Call(**arguments)
+    call = PatchwiseCall(**arguments)
     found = {m: torch.empty_like(arguments[m], memory_format=torch.channels_last) for m in MAPS if m in arguments}
-    kept = (call.images, call.height, call.width, call.layer.hidden)
+    kept = (call.images, call.height, call.width, call.shapes.hidden)
     gradients: dict[str, Any] = {f"grad_{name}": x for name, x in found.items()} | {
         "grad_u": call.empty(*kept, dtype=call.dtype)
     }
     gamma: list[Tensor] = []
     if "value" in arguments:
-        tile = dict(tiles(query_backward, call.layer, call.width, call.dtype)[0].constants)
-        partial = call.empty(*call.programs(tile), 2, call.layer.hidden)
+        tile = dict(tiles(query_backward, call.shapes, call.width, call.dtype)[0].constants)
+        partial = call.empty(*call.programs(tile), 2, call.shapes.hidden)
         grad, h = dense(grad), call.empty(*kept, dtype=call.dtype)
         call(query_backward, grad=grad, stride_grad=grad.stride(3), h=h, partial=partial, **gradients)
         call(value_backward)
         gamma = [*partial.sum(0), *second_gradients(call)] if weights else []
     else:
         call(statistics_backward, grad=grad.contiguous(), moments=statistics(call), **gradients)
-    parts = triton.cdiv(call.layer.narrow, call.layer.narrow_block)
+    parts = triton.cdiv(call.shapes.narrow, call.shapes.narrow_block)
     call(key_backward, lambda tile: (*call.programs(tile), parts))
     gamma = first_gradients(call) + gamma if weights else []
     maps = {name: [x.contiguous(memory_format=memory_format(arguments[name]))] for name, x in found.items()}
     return maps | {"gamma": [x.to(like.dtype) for x, like in zip(gamma, arguments["gamma"], strict=False)]}
 
 
-def first_gradients(call: Call) -> list[Tensor]:
+def first_gradients(call: PatchwiseCall) -> list[Tensor]:
     """Of s1, t1 and W1, from what `query_backward` or `statistics_backward` left behind."""
     step, parts = call.split()
     scale, shift, weight = (call.empty(parts, *call.known[name].shape) for name in ("scale", "shift", "weight"))
-    grid = (1 + call.layer.neighbours, parts, triton.cdiv(call.layer.narrow, call.layer.narrow_block))
+    grid = (1 + call.shapes.neighbours, parts, triton.cdiv(call.shapes.narrow, call.shapes.narrow_block))
     call(
         first_weights,
         lambda _: grid,
@@ -210,14 +210,14 @@ def first_gradients(call: Call) -> list[Tensor]:
     return [channel_major(scale.sum(0)), channel_major(shift.sum(0)), channel_major(weight.sum(0).movedim(-1, 0))]
 
 
-def second_gradients(call: Call) -> list[Tensor]:
+def second_gradients(call: PatchwiseCall) -> list[Tensor]:
     """Of W2 and bias, from what `query_backward` left behind."""
     step, parts = call.split()
     weight, bias = (call.empty(parts, *call.known[name].shape) for name in ("second", "bias"))
 
     def grid(tile: dict[str, int]) -> tuple[int, ...]:
-        layer = call.layer.tiled(**{name.lower(): size for name, size in tile.items()})
-        return layer.size * triton.cdiv(layer.size, layer.beside), parts, triton.cdiv(layer.groups, layer.block)
+        shapes = call.shapes.tiled(**{name.lower(): size for name, size in tile.items()})
+        return shapes.size * triton.cdiv(shapes.size, shapes.beside), parts, triton.cdiv(shapes.groups, shapes.block)
 
     call(second_weights, grid, grad_weight=weight, grad_bias=bias, step=step, pixel_count=call.pixels)
     return [weight.sum(0), bias.sum(0)]

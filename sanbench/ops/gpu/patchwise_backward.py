@@ -53,7 +53,7 @@ def through_slice(to_u, raw, scale, shift, weight, channel, known, DTYPE: conste
 def query_backward(
     query, key, value, scale, shift, weight, scale2, shift2, second, grad, grad_query, h, grad_u, partial,
     images, height, width, stride_q, stride_k, stride_v, stride_grad,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of P pixels' own: of phi, of u, and this program's share of those of s2 and t2.
 
@@ -61,7 +61,7 @@ def query_backward(
     gradient of u, for the gathering kernels; partial programs x 2 x M in float32. From DRAM query, key, value and grad once,
     three small maps (R + 2 M channels beside C = 8 M) written once.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = query.dtype.element_ty
     first, image, y, x, here = pixels(height, width, images, T)
     u = hidden(query, key, scale, shift, weight, first, image, y, x, here, height, width, stride_q, stride_k, T)
@@ -140,7 +140,7 @@ def is_own(position, copy, size):
 @triton.jit
 def key_backward(
     key, scale, shift, weight, grad_u, grad_key, images, height, width, stride_k,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of psi at P pixels, gathered: from each pixel that has one of them as neighbour k, in place or mirrored.
 
@@ -149,7 +149,7 @@ def key_backward(
     key N x H x W x R, grad_u N x H x W x M, grad_key N x H x W x R. Slice k passes on the same whatever the pixel, so that
     gradients of u are added up before they go through it. From DRAM each once while they fit in the L2.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = key.dtype.element_ty
     first, image, y, x, here = pixels(height, width, images, T)
     top, bottom, left, right = reach(height, width, T)
@@ -185,14 +185,14 @@ def key_backward(
 @triton.jit
 def value_backward(
     h, second, bias, grad, grad_value, images, height, width, stride_grad,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of beta at P pixels, gathered as in `key_backward`: y's gradient times the weights, recomputed from h.
 
     h N x H x W x M, second G K x M, bias G K, grad and grad_value N x H x W x C. Only tiles at a border look into mirrored
     copies. From DRAM each once while they fit in the L2.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = h.dtype.element_ty
     first, image, y, x, here = pixels(height, width, images, T)
     top, bottom, left, right = reach(height, width, T)
@@ -229,14 +229,14 @@ def value_backward(
 def statistics_backward(
     query, key, scale, shift, weight, moments, grad, grad_query, grad_u,
     images, height, width, stride_q, stride_k,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of u and phi at P pixels from those of the moments: moments and grad N x 2 x M in float32.
 
     query, key, grad_query N x H x W x R, grad_u N x H x W x M. From DRAM query and key once,
     grad_query and grad_u written once.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     first, image, y, x, here = pixels(height, width, images, T)
     u = hidden(query, key, scale, shift, weight, first, image, y, x, here, height, width, stride_q, stride_k, T)
     m = tl.arange(0, T.BM)

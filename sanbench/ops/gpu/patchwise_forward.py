@@ -22,7 +22,7 @@ from triton.language import constexpr
 
 
 @dataclass(frozen=True)
-class Layer:
+class PatchwiseShapes:
     """Sizes that a kernel is compiled for, with the tile of a program. `precision` is tl.dot's, or "interpreter"."""
 
     narrow: int  # R
@@ -37,7 +37,7 @@ class Layer:
     columns: int = 0
     block: int = 0  # weight channels a pass over the footprint: P * Q of each stay in registers
 
-    def tiled(self, rows: int, columns: int, block: int) -> "Layer":
+    def tiled(self, rows: int, columns: int, block: int) -> "PatchwiseShapes":
         return replace(self, rows=rows, columns=columns, block=block)
 
     @property
@@ -76,8 +76,8 @@ class Layer:
 
 
 @triton.constexpr_function
-def tiled(layer, rows, columns, block):
-    return layer.tiled(rows, columns, block)
+def tiled(shapes, rows, columns, block):
+    return shapes.tiled(rows, columns, block)
 
 
 @triton.jit
@@ -193,7 +193,7 @@ def weights(h, second, bias, k, g, T: constexpr, DTYPE: constexpr):
 def attention_forward(
     query, key, value, scale, shift, weight, scale2, shift2, second, bias, out,
     images, height, width, stride_q, stride_k, stride_v, stride_out,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """y of P pixels, all C channels.
 
@@ -202,7 +202,7 @@ def attention_forward(
     value stay in the L2; from L2 to an SM the tile and its halo, (rows + 2r)(columns + 2r) / rows columns times key and value,
     and the weights once a program.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = query.dtype.element_ty
     first, image, y, x, here = pixels(height, width, images, T)
     u = hidden(query, key, scale, shift, weight, first, image, y, x, here, height, width, stride_q, stride_k, T)
@@ -228,14 +228,14 @@ def attention_forward(
 @triton.jit
 def statistics_forward(
     query, key, scale, shift, weight, moments, images, height, width, stride_q, stride_k,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Mean of u and sum of its squared deviations from it over P pixels of one image: moments is programs x 2 x M, float32.
 
     query, key N x H x W x R; a program's pixels are of one image, so that an image's moments come from its programs' own
     (`pooled`). From DRAM query and key once.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     first, image, y, x, here = pixels(height, width, images, T)
     u = hidden(query, key, scale, shift, weight, first, image, y, x, here, height, width, stride_q, stride_k, T)
     m = tl.arange(0, T.BM)

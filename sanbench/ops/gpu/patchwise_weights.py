@@ -26,7 +26,7 @@ def batch_pixels(start, pixel_count, height, width, P: constexpr):
 def first_weights(
     query, key, scale, shift, weight, grad_u, grad_weight, grad_scale, grad_shift,
     pixel_count, step, height, width, stride_q, stride_k,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of one slice of W1, s1 and t1 over `step` pixels (program_id 1).
 
@@ -36,7 +36,7 @@ def first_weights(
     splits x (1 + K) x R, in float32, to be added up over the splits. Programs of the same pixels run side by side, so that
     DRAM gives each map once, and the L2 1 + K times.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = query.dtype.element_ty
     m, r = tl.arange(0, T.BM), tl.program_id(2) * T.BR + tl.arange(0, T.BR)
     slot, split = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -68,7 +68,7 @@ def first_weights(
 @triton.jit
 def second_weights(
     value, h, grad, grad_weight, grad_bias, pixel_count, step, height, width, stride_v, stride_grad,
-    LAYER: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
+    SHAPES: constexpr, ROWS: constexpr, COLUMNS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     """Gradients of W2 and bias over `step` pixels (program_id 1).
 
@@ -77,7 +77,7 @@ def second_weights(
     value, grad N x H x W x C, h N x H x W x M; grad_weight splits x G K x M and grad_bias splits x G K, in float32. As
     `first_weights`; the L2 gives value K times and grad and h K / beside times.
     """
-    T: constexpr = tiled(LAYER, ROWS, COLUMNS, BLOCK)
+    T: constexpr = tiled(SHAPES, ROWS, COLUMNS, BLOCK)
     DTYPE: constexpr = value.dtype.element_ty
     S: constexpr = T.beside * T.block
     m = tl.arange(0, T.BM)
