@@ -19,7 +19,7 @@ reproduce-full: .venv/installed
 	$(BIN)/sanbench reproduce --full
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
