@@ -1,6 +1,6 @@
 """Triton kernels compiled without a GPU: what they need of the chip at the stages' shapes.
 
-`python -m tests.test_gpu_compile` compiles all of them and prints the tables of docs/performance.md.
+`python -m tests.test_gpu_compile` compiles all of them and prints the tables of docs/gpu-registers.md.
 """
 
 import subprocess
@@ -77,9 +77,9 @@ def test_every_kernel_fits(attention: str, stage: int, dtype: torch.dtype, capab
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("attention", "dtype"), list(product(FUSED, DTYPES.values())))
 def test_the_docs_have_what_was_compiled(attention: str, dtype: torch.dtype) -> None:
-    docs = (ROOT / "docs" / "performance.md").read_text()
+    docs = (ROOT / "docs" / "gpu-registers.md").read_text()
     if f"Triton {version('triton')}" not in docs:
-        pytest.skip(f"docs/performance.md is of another Triton than {version('triton')}")
+        pytest.skip(f"docs/gpu-registers.md is of another Triton than {version('triton')}")
     assert table(attention, dtype) in docs
 
 
