@@ -17,6 +17,7 @@ from sanbench.progress import Progress, Report
 
 if TYPE_CHECKING:
     from sanbench.evaluation.robust import Findings
+    from sanbench.report import Written
     from sanbench.runs.config import TrainConfig
     from sanbench.runs.run import Run
     from sanbench.store.schema import Record
@@ -121,6 +122,14 @@ def print_records(records: "Sequence[Record]", findings: "Findings") -> None:
         flagged = [f"{record.network.label} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:
             console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", highlight=False, soft_wrap=True)
+
+
+def print_report(written: "Written") -> None:
+    """The files of a report, and on stderr what it leaves out."""
+    for problem in written.problems:
+        errors.print(problem, highlight=False, markup=False, soft_wrap=True)
+    for path in written.paths:
+        console.print(path, highlight=False)
 
 
 def short(record: "Record") -> str:

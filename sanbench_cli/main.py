@@ -9,9 +9,10 @@ from sanbench.errors import InputError
 from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, training
 from sanbench_cli.bench import bench
-from sanbench_cli.console import Commands, console, print_records, progress
+from sanbench_cli.console import Commands, console, print_records, print_report, progress
 from sanbench_cli.data import data
 from sanbench_cli.options import Device, Results, Runs, start
+from sanbench_cli.results import results
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -50,8 +51,7 @@ def report(
     from sanbench.report import write_report
     from sanbench.store.files import Store
 
-    for path in write_report(Store(results), formats):
-        console.print(path, highlight=False)
+    print_report(write_report(Store(results), formats))
 
 
 @app.command()
@@ -76,8 +76,7 @@ def reproduce(
     with progress() as bar:
         records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
     print_records(records, Findings.of(store))
-    for path in write_report(store):
-        console.print(path, highlight=False)
+    print_report(write_report(store))
 
 
 @app.command()
@@ -117,6 +116,7 @@ def info() -> None:
 
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
+app.add_typer(results, name="results")
 
 
 def main() -> None:

@@ -12,10 +12,12 @@ import torch
 from sanbench.data import Images, batches, dead_workers_named, default_workers, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
+from sanbench.evaluation.kinds import condition as condition_text
 from sanbench.evaluation.loop import Perturbation, Scored, measure, without_border
 from sanbench.evaluation.processes import run_processes
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
+from sanbench.store.check import count, sound
 from sanbench.store.claims import Claims
 from sanbench.store.files import Part, Store
 from sanbench.store.rows import digest
@@ -103,6 +105,8 @@ def evaluate(
     with store.claims() as claims:
         if options.force:
             discard(conditions, store, claims)
+        else:
+            forget_broken(whole)
         while left := [c for c in conditions if c.measurement.key not in (found := whole.recorded())]:
             job = replace(whole, conditions=left)
             measured = measure_missing(job, claims, device, progress)
@@ -134,6 +138,13 @@ def discard(conditions: Sequence[Condition], store: Store, claims: Claims) -> No
     for measurement, _ in conditions:
         if not claims.living(measurement.id):
             store.discard(measurement)
+
+
+def forget_broken(job: Job) -> None:
+    """Records whose rows are missing or others than theirs are no results: they are measured again."""
+    found = job.recorded()
+    kept, _ = sound(job.store, list(found.values()))
+    job.store.remove([record for record in found.values() if record not in kept])
 
 
 def measure_missing(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
@@ -222,6 +233,12 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
     rows, seconds, places = job.store.read_parts(measurement, len(job.parts))
     if rows["index"].tolist() != [index for part in job.parts.values() for index in part]:
         raise SanbenchError(f"The parts of measurement {measurement.id} do not hold each image once: repeat with --force.")
+    if not rows["finite"].any():
+        raise SanbenchError(
+            f"{job.evaluated.run} gave no finite logits for any of {len(rows)} images "
+            f"({condition_text(measurement.kind, measurement.setting)}): "
+            "nothing is recorded. Are its weights whole, and the images prepared as it expects?"
+        )
     members = measurement.setting.get("members", [])
     record = Record(
         **{field: getattr(measurement, field) for field in Measurement.model_fields},
@@ -238,20 +255,6 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         seconds=seconds,
     )
     return record, rows
-
-
-def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
-    """Counts of a record, see `Record`."""
-    counts = {"images": len(rows), "correct": (rows["prediction"] == rows["label"]).sum(), "correct_top5": rows["top5"].sum()}
-    if "clean_prediction" in rows:
-        right_before = rows["clean_prediction"] == rows["label"]
-        counts |= {"right_before": right_before.sum(), "success": rows["success"].sum()}
-        counts |= {name: rows[name].sum() for name in ("forward_passes", "backward_passes")}
-        counts["correct_8bit"] = (rows["prediction_8bit"] == rows["label"]).sum()
-        counts |= {f"fell_to_{name}": (rows["member"] == n).sum() for n, name in enumerate(members)}
-        if "target" in rows:
-            counts["hit_target"] = (right_before & (rows["prediction"] == rows["target"])).sum()
-    return {name: int(value) for name, value in counts.items()}
 
 
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:

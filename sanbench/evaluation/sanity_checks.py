@@ -16,6 +16,7 @@ LARGE = {"linf": Fraction(8, 255), "l2": Fraction(1)}  # a budget at which accur
 STEPPED = ("pgd", "pgd-l2", "apgd", "apgd-dlr", "apgd-targeted")  # untargeted white-box attacks of many steps
 
 FLAGS: dict[str, str] = {
+    "non-finite": "Some logits were NaN or infinite: such an image has no prediction and counts as wrong.",
     "near-chance": "Accuracy does not differ from guessing: are classes in another order, or images prepared otherwise?",
     "dead-gradients": "Gradients were all zero or not finite for over 1% of the attacked images: the attack may have stalled.",
     "noisy-logits": "Logits differed between identical runs: gradients follow noise.",
@@ -24,6 +25,11 @@ FLAGS: dict[str, str] = {
     "flat-in-eps": "Accuracy did not fall from a smaller budget to this one, which is large.",
     "steps-matter": "Ten times the steps cost more than another 10 points: this attack has not converged.",
 }
+
+
+def non_finite(rows: pd.DataFrame) -> list[str]:
+    clean = rows["clean_prediction"] if "clean_prediction" in rows else rows["prediction"]
+    return ["non-finite"] if not rows["finite"].all() or (clean < 0).any() else []
 
 
 def near_chance(rows: pd.DataFrame, classes: int) -> list[str]:

@@ -13,9 +13,9 @@ from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eig
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
 from sanbench.evaluation.kinds import AttackOptions, Request
-from sanbench.evaluation.loop import Perturbation, Perturbed
+from sanbench.evaluation.loop import Perturbation, Perturbed, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
-from sanbench.evaluation.sanity_checks import attack_flags
+from sanbench.evaluation.sanity_checks import attack_flags, non_finite
 
 if TYPE_CHECKING:
     from sanbench.evaluation.kinds import Bind
@@ -64,7 +64,7 @@ class Attack(Perturbation):
         return "attack" if self.surrogate is None else "transfer"
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        return attack_flags(rows, self.setting) if self.surrogate is None else []
+        return non_finite(rows) + (attack_flags(rows, self.setting) if self.surrogate is None else [])
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Attack(Perturbation):
         logits = clean if self.surrogate is None else self.clean(victim, images, columns)
         entry = ATTACKS[self.name]
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
-        left = logits.argmax(1) != labels
+        left = predictions(logits) != labels
         fell, member = left.clone(), torch.full_like(labels, -1)
         adversarial = images.clone()
         for turn in self.rounds(logits.shape[1]) if self.config.eps else []:
@@ -105,7 +105,7 @@ class Attack(Perturbation):
             member[rows[queried.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
             fell[rows] |= queried.fallen
             left[rows] |= queried.left
-        columns |= {"clean_prediction": clean.argmax(1)} | self.controls(victim, images, logits, columns)
+        columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
@@ -162,7 +162,7 @@ class Attack(Perturbation):
         found = check_budget(images, adversarial, eps, self.name, norm)
         rounded = in_eight_bits(images, adversarial, eps, norm)
         columns["forward_passes"] += 2  # as it is and in 8 bits
-        eight = self.look(self.model, rounded).argmax(1)
+        eight = predictions(self.look(self.model, rounded))
         return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
 
 

@@ -119,7 +119,8 @@ def apgd(queried: QueriedModel, turn: Round, loss: str) -> Tensor:
         target = queried.clean.argsort(1)[:, -turn.target]
         attack.dlr_loss = lambda logits, labels: targeted_dlr(logits, labels, target)
         queried.loss = lambda logits, rows: targeted_dlr(logits, queried.labels[rows], target[rows])
-    best: Tensor = attack.attack_single_run(queried.images, queried.labels)[0]
+    with torch.no_grad():  # it enables gradients where it needs them; elsewhere its best images would keep every step's graph
+        best: Tensor = attack.attack_single_run(queried.images, queried.labels)[0]
     return best
 
 
