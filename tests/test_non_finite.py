@@ -1,4 +1,4 @@
-"""NaN and infinite logits are no prediction: the image is wrong, the record is flagged, a network of nothing else is refused."""
+"""NaN and infinite logits are no prediction: the image is wrong, the record is flagged, nothing but those is refused."""
 
 import pandas as pd
 import pytest

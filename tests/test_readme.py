@@ -15,7 +15,9 @@ from tests.test_docs import PAGES
 TEXTS = {path.name: path.read_text() for path in PAGES}
 BLOCKS = {name: re.findall(r"^    (sanbench .*)$", text, re.M) for name, text in TEXTS.items()}
 COMMANDS = [(name, shlex.split(line, comments=True)[1:]) for name, lines in BLOCKS.items() for line in lines]
-INLINE = [(name, line) for name, text in TEXTS.items() for line in re.findall(r"`(sanbench [a-z][^`]*)`", " ".join(text.split()))]
+INLINE = [
+    (name, line) for name, text in TEXTS.items() for line in re.findall(r"`(sanbench [a-z][^`]*)`", " ".join(text.split()))
+]
 INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)", TEXTS["slurm.md"].replace("\\\n", " "))]
 
 LONG_WORK = {  # what a command does at its end: the library call that it is there for
