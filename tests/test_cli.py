@@ -45,7 +45,7 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
     """Restarts, several processes, examples, transfer, corruptions, any angle, and all formats of the report."""
     commands = [
         ["attack", "--attack", "pgd,pgd-l2", "--eps", "8/255", "--steps", 2, "--restarts", 2, "--save-images", 2],
-        ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--source", "resnet26"],
+        ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--surrogate", "resnet26"],
         ["rotate", "--angles", "0:90:30,mirror", "--crop", "inscribed", "--fill", "grey"],
         ["corrupt", "--kinds", "fog,contrast", "--severity", "1:2"],
     ]
@@ -82,7 +82,7 @@ WRONG = [  # typed wrong: 2; what the sentence names
     (["attack", "--eps", "-1/255"], "'-1/255'"),
     (["attack", "--eps", "8/255", "--step-size", "x"], "step-size 'x'"),
     (["attack", "--attack", "standard"], "needs 4 classes"),
-    (["attack", "--attack", "fab", "--source", "san10"], "Accepted are fgsm"),
+    (["attack", "--attack", "fab", "--surrogate", "san10"], "Accepted are fgsm"),
     (["attack", "--attack", "pgd", "--norm", "l2"], "accepted is linf"),
     (["rotate", "--angles", "45", "--fill", "blue"], "'blue'"),
     (["corrupt", "--kinds", "mist"], "'mist'"),
