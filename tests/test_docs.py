@@ -110,7 +110,9 @@ def test_tables_of_fields_are_complete() -> None:
 
 def test_every_field_of_the_results_is_described() -> None:
     text = page("results")
-    described = first_cells(text, "field of a record") | first_cells(text, "field of the network") | first_cells(text, "field of data")
+    described = (
+        first_cells(text, "field of a record") | first_cells(text, "field of the network") | first_cells(text, "field of data")
+    )
     assert described == {*Record.model_fields, *Network.model_fields, *ImageSet.model_fields}
     assert first_cells(text, "field of a benchmark") == set(Benchmark.model_fields)
 

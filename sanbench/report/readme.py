@@ -26,12 +26,10 @@ def summary(findings: Findings, networks: Sequence[str]) -> str:
 
     Where a network was measured on several subsets of the images, the largest counts. Raises ValueError if a cell is empty.
     """
-    lines, used = [], []
+    lines, used = [], list[Record]()
     for name in networks:
         records = [record for record in findings.records if record.network.name == name]
-        chosen = {
-            title: max(filter(fits, records), key=lambda record: record.data.images) for title, fits in COLUMNS.items()
-        }
+        chosen = {title: max(filter(fits, records), key=lambda record: record.data.images) for title, fits in COLUMNS.items()}
         used += chosen.values()
         label, weights = chosen["upright"].network.label, short(chosen["upright"].network)
         lines.append({"network": label} | {t: cell(findings.top1(r)) for t, r in chosen.items()} | {"weights": weights})
