@@ -80,6 +80,9 @@ def show(found: "list[SplitCheck]", root: Path) -> None:
         cells = [f"{split.classes:,}", f"{split.images:,}", f"{split.bytes / 1e9:.2f}", split.fingerprint or "—"]
         table.add_row(split.subfolder, *cells, f"{len(split.problems):,}")
     console.print(table)
+    for split in found:
+        if split.contents:
+            console.print(f"{split.subfolder}: SHA-256 of names and contents {split.contents}", soft_wrap=True)
     problems = [problem for split in found for problem in split.problems]
     for problem in problems[:SHOWN]:
         errors.print(problem, highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 
 def test_a_complete_set_has_no_problems(small):
     found = check(small, SMALL)
-    assert [(s.place, s.classes, s.images, s.problems) for s in found] == [(p, len(LABELS), 20, ()) for p in ("train", "val")]
+    assert [(s.subfolder, s.classes, s.images, s.problems) for s in found] == [(p, len(LABELS), 20, ()) for p in ("train", "val")]
     for split, result in zip(("train", "test"), found, strict=True):
         images = load_dataset(f"folder:{small}", split, ReadOptions(image_size=32))
         assert result.fingerprint == images.fingerprint  # what records carry
@@ -117,7 +117,7 @@ def test_decoding_goes_on_where_it_was_interrupted(small, monkeypatch):
     next(changed.iterdir()).write_bytes(b"y" * 10)
     read = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda file, **options: read.append(file.name) or real(file, **options))
     found = check(small, SMALL, decode=True)
     files = {(d["subfolder"], d["name"]) for d in done if d != done[3]}
     assert len(read) == 40 - sum(len(list((small / p / n).iterdir())) for p, n in files)

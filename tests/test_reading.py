@@ -83,9 +83,9 @@ def test_unknown_decoders_are_named(checkpoint, tmp_path):
 def test_training_reads_by_the_decoder_of_its_configuration(photographs):
     config = configure("resnet26", f"folder:{photographs}")
     assert config.decoder == "turbo"
-    assert load_dataset(config.data, "test", config.source).decoder.startswith("simplejpeg")
+    assert load_dataset(config.data, "test", config.read_options).decoder.startswith("simplejpeg")
     pil = configure("resnet26", f"folder:{photographs}", decoder="pil")
-    assert load_dataset(pil.data, "test", pil.source).decoder.startswith("PIL")
+    assert load_dataset(pil.data, "test", pil.read_options).decoder.startswith("PIL")
 
 
 def test_mirroring_and_conversion_are_on_the_device():
