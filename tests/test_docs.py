@@ -14,6 +14,7 @@ from sanbench.data import DATASETS
 from sanbench.evaluation.attacks.table import ATTACKS
 from sanbench.evaluation.corruptions import CORRUPTIONS
 from sanbench.evaluation.robust import Findings
+from sanbench.evaluation.sanity_checks import FLAGS
 from sanbench.models import MODELS
 from sanbench.models.san import SANConfig
 from sanbench.report.readme import summary
@@ -105,7 +106,7 @@ def test_tables_of_fields_are_complete() -> None:
     assert first_cells(page("training"), "field of the recipe") == set(Recipe.model_fields)
     assert first_cells(page("attacks"), "attack") == set(ATTACKS)
     assert first_cells(page("data"), "name") == set(DATASETS)
-    assert [name for name in CORRUPTIONS if f"`{name}`" not in page("attacks")] == []
+    assert [name for name in (*CORRUPTIONS, *FLAGS) if f"`{name}`" not in page("attacks")] == []
 
 
 def test_every_field_of_the_results_is_described() -> None:
