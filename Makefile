@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: reproduce reproduce-all reproduce-full test test-slow check
+.PHONY: reproduce reproduce-all reproduce-full readme test test-slow check
 reproduce: .venv/installed
 	$(BIN)/sanbench reproduce
 
@@ -17,6 +17,9 @@ reproduce-all: .venv/installed
 
 reproduce-full: .venv/installed
 	$(BIN)/sanbench reproduce --full
+
+readme: .venv/installed
+	$(BIN)/python -m tests.test_docs
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -82,9 +82,7 @@ def module(tmp_path, monkeypatch):
 
     def write(name, text):
         (tmp_path / "modules" / f"{name}.py").write_text(text)
-        made = importlib.import_module(name)
-        monkeypatch.setitem(sys.modules, name, made)  # and is gone afterwards
-        return made
+        return importlib.import_module(name)
 
     yield write
     for path in (tmp_path / "modules").glob("*.py"):

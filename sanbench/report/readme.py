@@ -26,7 +26,7 @@ def summary(findings: Findings, networks: Sequence[str]) -> str:
 
     Where a network was measured on several subsets of the images, the largest counts. Raises ValueError if a cell is empty.
     """
-    lines, used = [], []
+    lines, used = [], list[Record]()
     for name in networks:
         records = [record for record in findings.records if record.network.name == name]
         chosen = {title: max(filter(fits, records), key=lambda record: record.data.images) for title, fits in COLUMNS.items()}
