@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
 Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
-RATIO = r"ratio \[range]"  # of a table's column: Rich takes unescaped brackets for a style
+RATIO = "ratio [range]"
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
 
 
@@ -80,7 +80,7 @@ def reading(
 
     start("cpu")
     found = record_each(results, lambda bar: time_reading(photographs, decoders.split(","), images, n, bar))
-    table = Table("part", "reader", "images/s per core", r"against the first \[range]")
+    table = Table("part", "reader", "images/s per core", "against the first [range]")
     for one in found:
         table.add_row(one.setting["part"], one.setting["reader"], f"{one.figures['images_per_second']:,.0f}", ratio(one))
     console.print(table)
@@ -262,4 +262,4 @@ def conditions(benchmarks: "list[Benchmark]") -> str:
 
 
 def note(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)

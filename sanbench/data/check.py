@@ -185,7 +185,9 @@ def decode_class(root: Path, subfolder: str, folder: ClassFolder) -> Decoded:
                 image.load()
                 eight_bits(image)
             with path.open("rb") as content:
-                contents.update(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode(errors="surrogateescape"))
+                contents.update(
+                    f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode(errors="surrogateescape")
+                )
         except UnreadableImage as error:
             sentences.append(f"{name} cannot be decoded: {str(error).removeprefix(str(path)).strip()}")
         except OSError as error:
