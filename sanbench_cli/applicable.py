@@ -16,7 +16,7 @@ Values = Mapping[str, Any]
 
 
 class Rule(NamedTuple):
-    """`option` of `commands` has an effect where `matters` is true of the command's values; `otherwise` says when it has none."""
+    """`option` of `commands` has an effect where `matters` is true of the command's values, and `otherwise` says why not."""
 
     commands: tuple[str, ...]
     option: str

@@ -110,14 +110,18 @@ class Commands(typer.core.TyperGroup):
 
 
 def typed_wrong(error: Any) -> str:
-    """What click says of an option, in this program's words: `--limit 0 is not accepted: it is not in the range x>=1.`"""
-    message, parameter = error.message, getattr(error, "param", None)
-    value, found, wanted = message.removeprefix("Value ").partition(" is not ")
-    if isinstance(error, typer.BadParameter) and parameter is not None and found:
+    """What typer says of an option, with the value: `--limit 0 is not accepted: it should be greater than or equal to 1.`"""
+    parameter, cause = getattr(error, "param", None), error.__cause__
+    if isinstance(error, typer.BadParameter) and parameter is not None:
         name = parameter.opts[-1] if parameter.opts[0].startswith("-") else parameter.human_readable_name
-        return f"{name} {value} is not accepted: it is not {wanted.rstrip('.')}."
+        message = error.message.rstrip(".")
+        if hasattr(cause, "errors"):  # pydantic's, in newer typers: its message does not hold the value
+            value = cause.errors()[0]["input"]
+            return f"{name} {value} is not accepted: {message.replace('Input', 'it', 1)}."
+        value, _, wanted = message.partition(" is not ")
+        return f"{name} {value} is not accepted: it is not {wanted}."
     command = error.ctx.command_path if getattr(error, "ctx", None) else "sanbench"
-    return f"{error.format_message().rstrip('.')}. `{command} --help` lists what is accepted."
+    return f"{error.format_message().rstrip('.?')}: `{command} --help` lists what is accepted."
 
 
 @contextmanager

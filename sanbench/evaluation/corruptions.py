@@ -270,8 +270,8 @@ def parse_corruptions(kinds: str, severities: str, seed: int) -> list[Perturbati
     for name in names:
         if name not in CORRUPTIONS:
             raise unknown("kind of corruption", name, [*CORRUPTIONS, "all"])
-    ranges = [re.fullmatch(r"\s*([1-5])\s*(?::\s*([1-5])\s*)?", word) for word in severities.split(",")]
+    ranges = [re.fullmatch(r"\s*(\d)(?::(\d))?\s*", word, re.ASCII) for word in severities.split(",")]
     levels = sorted({level for found in ranges if found for level in range(int(found[1]), int(found[2] or found[1]) + 1)})
-    if not levels or not all(ranges):
+    if not levels or not all(ranges) or not set(levels) <= set(SEVERITIES):
         raise InputError(f"severity {severities!r} is not accepted: accepted are 1 to 5, ranges (1:5) and lists.")
     return [Corrupted(name, level, seed) for name in names for level in levels]

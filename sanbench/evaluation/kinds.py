@@ -23,7 +23,7 @@ NORMS = {"linf": "L∞", "l2": "L₂"}
 
 
 def option(default: Any, text: str, *flags: str, **limits: Any) -> Any:
-    """A field of a command's options: default, help, `min`, `max` and `metavar`, and its flags where they differ from its name."""
+    """A field of a command's options: default, help, `min`, `max`, `metavar`, and its flags where they differ from its name."""
     return field(default=default, metadata={"help": text, "flags": flags, "limits": limits})
 
 
