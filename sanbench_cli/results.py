@@ -22,7 +22,7 @@ def check(results: Results = Path("results")) -> None:
     with progress() as bar:
         whole, problems = check_store(store, bar)
     for problem in problems:
-        errors.print(problem, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{results}: {whole:,} records agree with their rows.", highlight=False, soft_wrap=True)
+        errors.print(problem, soft_wrap=True)
+    console.print(f"{results}: {whole:,} records agree with their rows.", soft_wrap=True)
     if problems:
         raise SanbenchError(f"{results} has {len(problems):,} problems.")

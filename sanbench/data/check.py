@@ -42,8 +42,9 @@ def check(
 ) -> list[SplitCheck]:
     """Compare root/train and root/val with the `layout`, ImageNet's without one, by names and sizes alone.
 
-    With `decode` every image is decoded too, on all CPUs, and its bytes enter `contents`; an interrupted call goes on, by `journal` (default: a file in
-    `root`), with the class folders that are left or have changed. Raises InputError if there is no `root`.
+    With `decode` every image is decoded too, on all CPUs, and its bytes enter `contents`; an interrupted call goes on, by
+    `journal` (default: a file in `root`), with the class folders that are left or have changed. Raises InputError if there
+    is no `root`.
     """
     if not root.is_dir():
         raise InputError(f"There is no folder {root}: name the one that holds train/ and val/.")

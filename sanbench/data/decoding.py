@@ -61,7 +61,7 @@ Choose = Callable[[int, int], Region]  # from a file's width and height
 
 
 def regular_file(path: str | os.PathLike[str]) -> None:
-    """Raise UnreadableImage for what is no regular file, before it is opened: a FIFO would wait for ever, a device never end."""
+    """Raise UnreadableImage for what is no regular file before it is opened: a FIFO waits for ever, a device never ends."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -73,7 +73,7 @@ def regular_file(path: str | os.PathLike[str]) -> None:
 
 
 def limited(path: str, width: int, height: int, choose: Choose | None = None) -> Region:
-    """The region that `choose` takes, by default all, of a file with this header. Raises UnreadableImage if either is too large."""
+    """The region that `choose` takes (by default all) of a file of this size. Raises UnreadableImage if either is too large."""
     if not 0 < width * height <= MOST_PIXELS:
         raise UnreadableImage(f"{path} has {width} x {height} pixels: accepted are up to {MOST_PIXELS:,}.")
     region = choose(width, height) if choose else Region(0, 0, width, height, (height, width))

@@ -48,7 +48,7 @@ def only_inside() -> Iterator[None]:
     torchvision calls `extractall` without a filter; this is tarfile's documented attribute for such callers.
     """
     before = tarfile.TarFile.__dict__.get("extraction_filter")
-    tarfile.TarFile.extraction_filter = staticmethod(inside)  # type: ignore[assignment]  # typeshed wants a bound function
+    tarfile.TarFile.extraction_filter = staticmethod(inside)
     try:
         yield
     finally:

@@ -197,7 +197,7 @@ def parse_attacks(
     seed: int = 0,
     norm: str | None = None,
     restarts: int | None = None,
-    target: str = "random",
+    target: str | None = None,
     targets: int | None = None,
 ) -> list[tuple[str, AttackConfig]]:
     """Every attack of `pgd,square` with every budget of `2/255,8/255`; the step size defaults to a quarter of eps.
@@ -212,7 +212,7 @@ def parse_attacks(
             raise InputError(
                 f"norm {norm!r} is not accepted for attack {name!r}: accepted is {' or '.join(ATTACKS[name].norms)}."
             )
-    given = {"steps": steps, "step_size": step_size, "restarts": restarts, "targets": targets}
+    given = {"steps": steps, "step_size": step_size, "restarts": restarts, "target": target, "targets": targets}
     for field, value in given.items():
         if value is not None and not any(field in ATTACKS[name].shown for name in attacks):
             raise InputError(f"{field.replace('_', '-')} {value} is not accepted: no attack of {', '.join(attacks)} uses it.")
@@ -222,6 +222,8 @@ def parse_attacks(
         ball = norm or entry.norms[0]
         budgets = sorted({parse_budget("eps", word, ball) for word in eps.split(",")})
         size = None if step_size is None else parse_budget("step-size", step_size, ball)
+        if size == 0:
+            raise InputError(f"step-size {step_size} is not accepted: no step would be taken.")
         for budget in budgets:
             config = AttackConfig(
                 budget,
@@ -230,7 +232,7 @@ def parse_attacks(
                 seed,
                 entry.norms[0] if norm is None else entry.norms[entry.norms.index(norm)],
                 1 if restarts is None or "restarts" not in entry.shown else restarts,
-                target,
+                target or "random",
                 9 if targets is None else targets,
             )
             chosen.append((name, config))
