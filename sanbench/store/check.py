@@ -36,8 +36,8 @@ def problem(record: Record, rows: Callable[[Record], pd.DataFrame]) -> str | Non
     for name, value in count(found, record.setting.get("members", [])).items():
         if record.counts.get(name) != value:
             return (
-                f"Record {record.id} of {record.network.label} ({record.kind}) counts {record.counts.get(name)} {name}, but its "
-                f"rows have {value}: measure it again with --force."
+                f"Record {record.id} of {record.network.label} ({record.kind}) counts {record.counts.get(name)} {name}, but "
+                f"its rows have {value}: measure it again with --force."
             )
     return None
 
