@@ -92,7 +92,7 @@ def test_products_are_as_precise_as_torchs(attention: str) -> None:
         for allowed, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
             products.fp32_precision = allowed
             for launch in kernels.launches(attention, 1, torch.float32):
-                found = launch.arguments.get("PRECISION") or launch.arguments["LAYER"].precision
+                found = launch.arguments.get("PRECISION") or launch.arguments["SHAPES"].precision
                 assert found == wanted, launch.kernel
     finally:
         products.fp32_precision = before
@@ -101,7 +101,7 @@ def test_products_are_as_precise_as_torchs(attention: str) -> None:
 def test_an_oversized_kernel_is_seen() -> None:
     """The compiler itself does not refuse what no chip can run: the check above has to."""
     launch = next(x for x in kernels.launches("patchwise", 3, torch.float32) if x.kernel.__name__ == "attention_forward")
-    launch.arguments["LAYER"] = replace(launch.arguments["LAYER"], narrow_block=64)
+    launch.arguments["SHAPES"] = replace(launch.arguments["SHAPES"], narrow_block=64)
     needs = resources(launch, Tile.of(4, ROWS=0, COLUMNS=128, BLOCK=32), 80)
     assert needs.spills > SPILLS
 
