@@ -15,7 +15,7 @@ from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, memb
 from sanbench.evaluation.kinds import AttackOptions, Request
 from sanbench.evaluation.loop import Perturbation, Perturbed, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
-from sanbench.evaluation.sanity_checks import attack_flags, non_finite
+from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
     from sanbench.evaluation.kinds import Bind
@@ -47,6 +47,8 @@ class Attack(Perturbation):
     the budget that does what is aimed at, and its place in the batch goes to the next that stands (see `QueriedModel`).
     """
 
+    has_examples = True
+
     def __init__(
         self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
     ) -> None:
@@ -64,7 +66,7 @@ class Attack(Perturbation):
         return "attack" if self.surrogate is None else "transfer"
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        return non_finite(rows) + (attack_flags(rows, self.setting) if self.surrogate is None else [])
+        return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
     def setting(self) -> dict[str, Any]:
