@@ -7,10 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
-from sanbench_cli.console import console, progress
 from sanbench_cli.applicable import check_data_options
-from sanbench_cli.options import BATCH, COUNT, DECODERS, DTYPES, PRECISIONS, ROUNDS, SIDE, WORKERS, Device, Results, Root
-from sanbench_cli.options import list_of, number_within, one_of, start
+from sanbench_cli.console import console, progress
+from sanbench_cli.options import (
+    BATCH,
+    COUNT,
+    DECODERS,
+    DTYPES,
+    PRECISIONS,
+    ROUNDS,
+    SIDE,
+    WORKERS,
+    Device,
+    Results,
+    Root,
+    list_of,
+    number_within,
+    one_of,
+    start,
+)
 
 if TYPE_CHECKING:
     from sanbench.progress import Report
@@ -31,7 +46,9 @@ def model(
     attack: Annotated[bool, typer.Option("--attack", help="Attack steps: forward and the images' gradient.")] = False,
     batch_size: BatchSize = 4,
     image_size: Annotated[list[int] | None, typer.Option(help="Default: 224; several sweep.", **SIDE)] = None,
-    footprint: Annotated[list[int] | None, typer.Option(help="Of stages 1 to 4; default: 7; several sweep.", **FOOTPRINT)] = None,
+    footprint: Annotated[
+        list[int] | None, typer.Option(help="Of stages 1 to 4; default: 7; several sweep.", **FOOTPRINT)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, by autocast.", callback=one_of("dtype", DTYPES))] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     n: Count = 9,
@@ -71,7 +88,9 @@ def reading(
     photographs: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
     ] = None,
-    decoders: Annotated[str, typer.Option(help="In the order of the table.", callback=list_of("decoder", DECODERS))] = "pil,torchvision,turbo",
+    decoders: Annotated[
+        str, typer.Option(help="In the order of the table.", callback=list_of("decoder", DECODERS))
+    ] = "pil,torchvision,turbo",
     images: Annotated[int, typer.Option(help="Files of 500 x 375 to cut from the photographs.", **COUNT)] = 256,
     n: Count = 9,
     results: Results = Path("results"),
@@ -151,7 +170,9 @@ def train(
     data_root: Root = None,
     recipe: Annotated[str | None, typer.Option(help="paper or short; default: the data set's.")] = None,
     batch_size: BatchSize = 64,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", callback=one_of("precision", PRECISIONS))] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or fp16.", callback=one_of("precision", PRECISIONS))
+    ] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the networks.")] = False,
     workers: Annotated[int, typer.Option(**WORKERS)] = 0,
     n: Count = 5,
