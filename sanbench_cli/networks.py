@@ -7,9 +7,7 @@ import typer
 
 from sanbench.errors import InputError
 from sanbench_cli.console import console
-from sanbench_cli.options import COUNT, EXPORTS, SIDE, Runs, one_of
-
-Output = Annotated[Path, typer.Option(help="File to write.")]
+from sanbench_cli.options import COUNT, EXPORTS, SIDE, Output, Runs, one_of
 
 
 def import_checkpoint(

@@ -79,7 +79,20 @@ def existing(option: str) -> Callable[[Any], Any]:
     return check
 
 
-Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+def folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--runs {path} is not accepted: it is no folder.")
+    return path
+
+
+def writable(path: Path) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output {path} is not accepted: there is no folder {path.parent}.")
+    return path
+
+
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)]
+Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=one_of("device", DEVICES))]
 Root = Annotated[
