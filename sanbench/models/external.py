@@ -33,8 +33,8 @@ class Preprocessing(BaseModel):
 
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
-    resize: int | None = None
-    crop: int = Field(default=224, ge=SMALLEST_IMAGE)
+    resize: int | None = Field(default=None, le=8192)
+    crop: int = Field(default=224, ge=SMALLEST_IMAGE, le=4096)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
     @field_validator("mean", "std", mode="before")
