@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,9 @@ AUTHORS_NAMES = {  # regular expression for the beginning of a tensor's name her
 }
 
 
+Blocks = Annotated[int, Field(ge=0, le=100)]  # of a stage
+
+
 class Stage(NamedTuple):
     """The maps that a stage's attention sees: `channels` x `side` x `side`."""
 
@@ -61,17 +64,17 @@ class SANConfig(BaseModel):
     heads        of scalar attention
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    blocks: tuple[int, int, int, int, int]
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks, Blocks]
     attention: Literal["pairwise", "patchwise", "scalar"] = "pairwise"
     relation: str | None = None
-    footprint: int = Field(default=7, ge=1)
+    footprint: int = Field(default=7, ge=1, le=63)
     gamma_depth: int = Field(default=2, ge=1, le=3)
     shared: Literal["none", "phi-psi", "phi-psi-beta"] = "none"
     position: Literal["none", "absolute", "relative"] | None = None
     width: float = Field(default=1.0, gt=0, le=8)
-    heads: int = Field(default=2, ge=1)
+    heads: int = Field(default=2, ge=1, le=64)
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

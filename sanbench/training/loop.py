@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from sanbench.data import Batch, Images, Loader, dead_workers_named, load_dataset
-from sanbench.device import describe
+from sanbench.device import describe, processor
 from sanbench.errors import Interrupted, UnreadableImage
 from sanbench.evaluation.loop import Identity, measure
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.config import Recipe, TrainConfig
-from sanbench.runs.run import Run
+from sanbench.runs.run import Machine, Run
 from sanbench.training.augment import BatchSlice, TrainBatch, prepare
 from sanbench.training.distributed import SINGLE, ProcessGroup
 from sanbench.training.guards import FaultCheck
@@ -101,7 +101,7 @@ class Loop:
         self.profile: Profile | None = None
         if group.is_rank_zero:
             run.rewind(self.state.epoch, self.state.step)
-            run.start_line(self.state.epoch, self.state.step, group.size, describe(device))
+            run.start_line(self.state.epoch, self.state.step, machine(group.size, device))
             self.log = Log(run, config.tensorboard, self.steps)
 
     def run_all(self) -> None:
@@ -290,6 +290,12 @@ def selection(recipe: Recipe, held_out: bool) -> str:
     if recipe.select == "last":
         return "last epoch"
     return "best epoch on validation images" if held_out else "best epoch ON THE REPORTED IMAGES"
+
+
+def machine(processes: int, device: torch.device) -> Machine:
+    """What a run says of the processes that train it."""
+    name = describe(device) if device.type == "cuda" else f"cpu, {processor()}"
+    return Machine(processes, torch.get_num_threads(), name)
 
 
 def peak_memory(device: torch.device) -> float:

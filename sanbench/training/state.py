@@ -20,7 +20,7 @@ from sanbench.training.augment import TrainBatch
 from sanbench.training.distributed import ProcessGroup
 from sanbench.training.profile import Stopwatch
 
-FORMAT = "sanbench training 1"
+FORMAT = "sanbench training 2"
 FUSED = ("cpu", "cuda")  # devices on which torch has fused optimisers
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -138,7 +138,10 @@ class TrainState:
 
     def load(self, path: Path) -> None:
         """Load the state in `path`. Raises SanbenchError if `write` has not written it."""
-        content = read_checkpoint(path, FORMAT)
+        name = path.parent.name
+        content = read_checkpoint(
+            path, FORMAT, f"Remove it, and --resume {name} trains from the beginning; best.pt and last.pt can be measured."
+        )
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         for name in ("epoch", "step", "best", "seconds"):
