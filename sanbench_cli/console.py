@@ -229,7 +229,7 @@ def print_runs(runs: "Sequence[Run]") -> None:
     broken = []
     for run in runs:
         if problem := run.problem():
-            table.add_row(escape(run.name), "", "broken", "", "", "")
+            table.add_row(run.name, "", "broken", "", "", "")
             broken.append(f"{run.name!r} is broken: {problem}")
             continue
         config, epochs = run.config(), run.epochs()

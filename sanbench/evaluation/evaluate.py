@@ -249,7 +249,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         training=job.evaluated.training,
         selection=job.evaluated.selection,
         classes=job.images.classes,
-        flags=non_finite(rows) + perturbation.flags(rows, len(job.images.classes)),
+        flags=[*job.evaluated.findings, *non_finite(rows), *perturbation.flags(rows, len(job.images.classes))],
         rows=digest(rows),
         versions=versions(),
         device=describe(device),

@@ -18,7 +18,9 @@ from sanbench.evaluation.rng import image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
+    from sanbench.data import Images
     from sanbench.evaluation.kinds import Bind
+    from sanbench.runs.evaluated import EvaluatedModel
 
 
 CONTROLS = 16  # images of a part that are run twice
@@ -221,5 +223,22 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
     surrogate = None
     if options.surrogate is not None:
         source = request.load(options.surrogate, options.surrogate_weights)
+        check_gradients(source, wanted)
         surrogate = Surrogate(source.model, f"{source.network.label} ({source.run})", source.weights)
-    return lambda evaluated, images: bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
+        if surrogate is None:
+            check_gradients(evaluated, wanted)
+        return bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    return bound
+
+
+def check_gradients(evaluated: "EvaluatedModel", attacks: Sequence[tuple[str, AttackConfig]]) -> None:
+    """Raises InputError for an attack that needs gradients, of a network that gives the pixels none."""
+    needing = [name for name, _ in attacks if ATTACKS[name].by_gradient]
+    if needing and "no-gradient" in evaluated.findings:
+        others = ", ".join(name for name, entry in ATTACKS.items() if not entry.by_gradient)
+        raise InputError(
+            f"attack {needing[0]!r} is not accepted for {evaluated.run}: no gradient reaches its pixels. Accepted is {others}."
+        )
