@@ -16,8 +16,8 @@ from rich.text import Text
 
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import kind_of
+from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
-from sanbench_cli.printable import one_line, printable
 
 if TYPE_CHECKING:
     from sanbench.evaluation.robust import Findings

@@ -1,6 +1,5 @@
 """The commands that measure, one for each kind of measurement that has one: accuracy, rotate, attack, corrupt."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import Parameter, Signature, signature
@@ -157,6 +156,5 @@ def renamed(option: Parameter, taken: set[str]) -> Parameter:
     if option.name.removeprefix("network_") not in taken:
         return option
     kind, info = get_args(option.annotation)
-    longer = copy.copy(info)
-    longer.param_decls = (f"--{option.name.replace('_', '-')}",)
-    return option.replace(annotation=Annotated[kind, longer])
+    kept = {name: getattr(info, name) for name in ("help", "min", "max", "metavar", "callback")}
+    return option.replace(annotation=Annotated[kind, typer.Option(f"--{option.name.replace('_', '-')}", **kept)])

@@ -15,8 +15,8 @@ from typing import Any, get_args
 import pytest
 import typer
 
+from sanbench.printable import one_line
 from sanbench_cli.main import app
-from sanbench_cli.printable import one_line
 from tests.support.commands import sanbench
 
 NUMBERS = {"int": ("x", "1.5", "-1", str(10**30), "nan"), "float": ("x", "nan", "inf", "-1", "")}

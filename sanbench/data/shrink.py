@@ -107,7 +107,7 @@ def shrink_one(source: Path, target: Path, job: tuple[str, str, str], size: int)
             shutil.copyfile(path, partial)
         partial.replace(final)
     except UnreadableImage as error:
-        return str(error).removesuffix(".")
+        return f"{'/'.join(job)}{str(error).removeprefix(str(path)).removesuffix('.')}"
     except OSError as error:
         return f"{final} cannot be written: {error.strerror or error}"
     finally:

@@ -15,7 +15,7 @@ from sanbench.report.comparisons import comparison_section
 from sanbench.report.cost import cost_pictures, cost_section
 from sanbench.report.pictures import draw_robustness, has_picture
 from sanbench.report.provenance import provenance_section
-from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
+from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text, csv_text
 from sanbench.store.check import sound
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
@@ -57,7 +57,7 @@ def write_report(store: Store, formats: str = "md,csv") -> Written:
     if "csv" in wanted:
         for kind in dict.fromkeys(record.kind for record in records):
             lines = [flat(record, findings) for record in records if record.kind == kind]
-            files[f"{kind}.csv"] = pd.DataFrame(lines).to_csv(index=False)
+            files[f"{kind}.csv"] = pd.DataFrame(lines).map(csv_text).rename(columns=csv_text).to_csv(index=False)
     return Written([str(path) for path in store.write_derived(files)], problems)
 
 
