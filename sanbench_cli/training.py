@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +89,9 @@ def train(
 ) -> None:
     """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
-    from sanbench.training.distributed import is_launched, joined, launch
+    from sanbench.training.distributed import joined
+    from sanbench.training.interruption import PROCESS, Interruption
+    from sanbench.training.launcher import is_launched, launch
     from sanbench.training.loop import machine
     from sanbench.training.loop import train as train_network
 
@@ -118,8 +122,9 @@ def train(
     if nproc > 1 and not is_launched():
         config, folder, continues = choose_run()  # raises for wrong input before there are processes
         if not dry_run:
-            raise typer.Exit(launch(nproc, sys.argv[1:]))
-    with joined(start(device)) as (group, rank_device):
+            with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
+                raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
+    with lost_process_named(), joined(start(device)) as (group, rank_device):
         try:
             config, folder, continues = group.broadcast_from_rank_zero(choose_run)
             if dry_run:
@@ -127,8 +132,18 @@ def train(
                 return
             if group.is_rank_zero and continues:
                 show_changes(folder, config, machine(group.size, rank_device))
+            interruption = PROCESS if PROCESS.before else None  # a program that calls this has handlers of its own
             with progress() as report:
-                trained = train_network(config, folder, rank_device, report, resume=continues, group=group, profile=profile)
+                trained = train_network(
+                    config,
+                    folder,
+                    rank_device,
+                    report,
+                    resume=continues,
+                    group=group,
+                    profile=profile,
+                    interruption=interruption,
+                )
         except SanbenchError as error:
             if group.is_rank_zero:
                 raise
@@ -137,6 +152,20 @@ def train(
             if profile:
                 print_profile(trained, profile)
             show_end(trained)
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """One sentence when a process of the training has ended: of `launch`, which knows which and why, or else of rank 0."""
+    from sanbench.training.distributed import LostProcess
+    from sanbench.training.launcher import LAUNCHER
+
+    try:
+        yield
+    except LostProcess as error:
+        if LAUNCHER in os.environ or os.environ.get("RANK", "0") != "0":
+            raise typer.Exit(error.exit_code) from None
+        raise
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:

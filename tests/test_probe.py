@@ -116,7 +116,7 @@ def test_a_module_from_elsewhere_is_one_sentence_or_a_finding(folder, tmp_path, 
     options = ["--weights", "w.pt", "--data", f"folder:{folder}", "--crop", 32]
     sentences = {
         "probed_networks:half": "gives logits of torch.float16",
-        "probed_networks:raises": "takes no images of 32 x 32: x;",
+        "probed_networks:raises": "takes no images of 32 x 32: 'x';",
         "probed_networks:unbuilt": "cannot be built: no disk",
         "broken_module:any": "cannot be imported: division by zero",
     }
