@@ -22,7 +22,7 @@ readme: .venv/installed
 	$(BIN)/python -m tests.test_docs
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

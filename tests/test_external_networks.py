@@ -105,7 +105,7 @@ def test_weights_that_a_run_has_and_anothers_stand_in_one_table(squeezenet, runs
     options = ["--data", f"folder:{folder}", "--crop", 32, "--runs", runs, *places[2:]]
     outcome = sanbench("accuracy", "resnet26", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", *options)
     assert outcome.exit_code == 0, outcome.output
-    assert [record.network.label for record in records(tmp_path)] == ["resnet26", "torchvision:resnet18 crop=32"]
+    assert [record.network.label for record in records(tmp_path)] == ["resnet26 width=0.5", "torchvision:resnet18 crop=32"]
     same = [record.data for record in records(tmp_path)]
     assert same[0] == same[1]
     attack = ["attack", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", "--surrogate", "resnet26"]
