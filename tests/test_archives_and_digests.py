@@ -92,7 +92,7 @@ def test_shipped_images_are_verified(tmp_path, monkeypatch):
     content = bytearray(path.read_bytes())
     content[5] ^= 1  # a time in the header, which gzip does not check
     path.write_bytes(content)
-    with pytest.raises(SanbenchError, match="t10k-images.* is not the file that sanbench ships"):
+    with pytest.raises(SanbenchError, match=r"t10k-images.* is not the file that sanbench ships"):
         tensors.load_fashion10k("test")
 
 
@@ -101,5 +101,5 @@ def test_a_marker_of_shrinking_that_is_none_is_named(content, tmp_path):
     from sanbench.data.folders import SHRUNK, shrunk
 
     (tmp_path / SHRUNK).write_text(content, errors="surrogateescape")
-    with pytest.raises(SanbenchError, match="shrunk.json"):
+    with pytest.raises(SanbenchError, match=r"shrunk\.json"):
         shrunk(tmp_path)
