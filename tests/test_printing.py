@@ -2,25 +2,18 @@
 
 import csv
 import io
-from types import SimpleNamespace
 
 import pytest
 
 from sanbench.printable import one_line, printable
+from sanbench.report import write_report
 from sanbench.report.rendering import Bold, Heading, Picture, Table, Text, csv_text, latex, markdown, page
 from sanbench_cli import console as printing
 from tests.support.commands import sanbench
+from tests.support.made_records import image_set, record, store_with
 
-NAMES = [
-    "exp[lr=0.1]",
-    "[/x]",
-    "[bold]a[/bold]",
-    ":smile:",
-    "a|b",
-    "<script>alert(1)</script>",
-    "![x](http://x/y.png)",
-    "=cmd|' /C x'!A0",
-]
+NAMES = ["exp[lr=0.1]", "[/x]", "[bold]a[/bold]", ":smile:", "a|b", "<script>alert(1)</script>", "=cmd|' /C x'!A0"]
+NAMES += ["![x](http://x/y.png)"]
 STEERING = ["a\x1b[31mb", "a\rb", "\u202egnp.exe", "a\x07", "\udcff", "a\nb"]
 
 
@@ -77,19 +70,6 @@ def test_no_cell_of_a_csv_is_a_formula(text):
     assert [csv_text(value) for value in (-1.5, None, "8/255", "a=b", 3)] == [-1.5, None, "8/255", "a=b", 3]
 
 
-def test_the_csv_of_a_report_escapes_names(tmp_path):
-    from dataclasses import asdict  # noqa: F401
-
-    from sanbench.report import flat, write_report  # noqa: F401
-    from sanbench.store.files import Store
-    from tests.support import made_records
-
-    assert made_records
-    with pytest.raises(Exception, match="no results"):
-        write_report(Store(tmp_path / "nowhere"))
-    assert list(csv.reader(io.StringIO("'=x\n"))) == [["'=x"]]
-
-
 FAULTS = [
     (MemoryError(), 1, "not enough memory: a smaller --batch-size takes less"),
     (
@@ -123,4 +103,21 @@ def test_progress_of_a_hostile_task_is_printed_as_it_is(monkeypatch):
     with printing.progress() as show:
         show(Progress("[/x] run", 1, 2))
     assert "[/x] run" in text.getvalue()
-    assert SimpleNamespace
+
+
+def test_a_report_of_hostile_names_has_no_markup_and_no_formula(tmp_path):
+    names = {
+        "counts": {"images": 100, "correct": 80},
+        "run": "=cmd|' /C x'!A0",
+        "classes": ["<script>x</script>", "a|b", "![x](http://x)", "a\nb"],
+    }
+    hostile = [record("san10_pairwise", **names), record("resnet26", **names, data=image_set(name="folder:a|b$x$\n<b>"))]
+    store = store_with(tmp_path, *hostile)
+    write_report(store, "md,csv,html,tex")
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "<script" not in text and "<b>\n" not in text and "](http" not in text
+    tables = [line for line in (tmp_path / "report.md").read_text().split("\n") if line.startswith("|")]
+    assert tables
+    lines = list(csv.DictReader((tmp_path / "accuracy.csv").open(newline="")))
+    assert [line["run"] for line in lines] == ["'=cmd|' /C x'!A0"] * 2
