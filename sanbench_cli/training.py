@@ -96,7 +96,6 @@ def train(
                 return
             if group.is_rank_zero and continues:
                 show_changes(folder, config, machine(group.size, rank_device))
-            interruption = PROCESS if PROCESS.before else None  # a program that calls this has handlers of its own
             with progress() as report:
                 trained = train_network(
                     config,
@@ -106,7 +105,7 @@ def train(
                     resume=continues,
                     group=group,
                     profile=profile,
-                    interruption=interruption,
+                    interruption=PROCESS if PROCESS.before else None,  # a program that calls this has handlers of its own
                 )
         except SanbenchError as error:
             if group.is_rank_zero:

@@ -64,7 +64,7 @@ def test_a_broken_run_is_named_on_standard_error(broken, tmp_path):
 def test_without_any_readable_run_it_is_one_sentence(runs, tmp_path):
     shutil.copytree(runs / "san10", tmp_path / "bad")
     (tmp_path / "bad" / "best.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="no finished run under .* that can be read"):
+    with pytest.raises(InputError, match=r"no finished run under .* that can be read"):
         load_evaluated([], tmp_path)
 
 
@@ -113,12 +113,27 @@ def test_lr_inf_writes_nothing(tmp_path):
     assert not snapshot(tmp_path)
 
 
-BAD = ["../../x", "/absolute", "a/b", "", ".hidden", "..", "-x", "--x", "a\nb", "a\x1b[31m", "x" * 101, "é" * 60, "a\x00b", "\ud800"]
+BAD = [
+    "../../x",
+    "/absolute",
+    "a/b",
+    "",
+    ".hidden",
+    "..",
+    "-x",
+    "--x",
+    "a\nb",
+    "a\x1b[31m",
+    "x" * 101,
+    "é" * 60,
+    "a\x00b",
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_of_a_run_is_one_component_of_printable_characters(name, tmp_path):
-    with pytest.raises(InputError, match="name .* is not accepted"):
+    with pytest.raises(InputError, match=r"name .* is not accepted"):
         check_name(name)
     if "\x00" in name or not name.isascii():
         return

@@ -77,7 +77,7 @@ def read_checkpoint(path: Path | str, kind: str = FORMAT, advice: str = "") -> d
         if isinstance(content, dict):
             found = str(content.get("format") or f"keys {', '.join(sorted(map(str, content))[:6])}")
         raise SanbenchError(
-            f"{path} is a file of another program or version ({found[:200]!r}): accepted is what `sanbench train` writes, {kind}."
+            f"{path} is a file of another program or version ({found[:200]}): accepted is what `sanbench train` writes, {kind}."
         )
     digest = content.pop("digest", None)
     if check_tensors(content, size := path.stat().st_size) > size or content_digest(content) != digest:

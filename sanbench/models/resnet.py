@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-
 Blocks = Annotated[int, Field(ge=1, le=100)]  # of a stage
 
 

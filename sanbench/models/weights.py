@@ -111,7 +111,12 @@ def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: P
     missing = [
         name for name in wanted if name not in found and not name.endswith("num_batches_tracked")
     ]  # PyTorch before 0.4.1 wrote none
-    kinds = {"missing": missing, "unknown": [name for name in found if name not in wanted], "of another shape": shapes, "of another type": types}
+    kinds = {
+        "missing": missing,
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": shapes,
+        "of another type": types,
+    }
     wrong = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
     if wrong:
         raise SanbenchError(f"{path} does not hold the weights of a {label}. {wrong[0].upper()}{wrong[1:]}.")

@@ -59,7 +59,9 @@ class EvaluatedModel:
         data = {"name": None, "root": "data", "image_size": applied.crop}
         data |= applied.model_dump(include={"resize", "interpolation"})
         asked = {name: value for name, value in preprocessing.items() if name in ("resize", "crop", "interpolation")}
-        return cls(model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked, probe(model, name, applied.crop))
+        return cls(
+            model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked, probe(model, name, applied.crop)
+        )
 
 
 def load_evaluated(

@@ -63,8 +63,8 @@ def launch(processes: int, arguments: Sequence[str], interruption: Interruption)
         return Interrupted.exit_code
     if failed is not None and codes[failed] < 0:
         raise SanbenchError(
-            f"Process {failed} of {processes} was ended by {signal.Signals(-codes[failed]).name}, as by a system that is out of "
-            "memory: --resume goes on after the last step that was saved."
+            f"Process {failed} of {processes} was ended by {signal.Signals(-codes[failed]).name}, as by a system that is out "
+            "of memory: --resume goes on after the last step that was saved."
         )
     return 0 if failed is None else codes[failed]
 
