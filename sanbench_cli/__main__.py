@@ -2,17 +2,22 @@
 
 import sys
 
-from sanbench.training.interruption import PROCESS
+from sanbench.training.interruption import PROCESS, ignore
 from sanbench.training.launcher import end_with_parent
 
 
 def main() -> None:
-    if next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train":
+    trains = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    if trains:
         PROCESS.__enter__()
         end_with_parent()
     from sanbench_cli.main import app
 
-    app()
+    try:
+        app()
+    finally:
+        if trains:
+            ignore()
 
 
 if __name__ == "__main__":

@@ -132,7 +132,6 @@ def train(
                 return
             if group.is_rank_zero and continues:
                 show_changes(folder, config, machine(group.size, rank_device))
-            signals = PROCESS if PROCESS.before else None  # a program that calls this has handlers of its own
             with progress() as report:
                 trained = train_network(
                     config,
@@ -142,7 +141,7 @@ def train(
                     resume=continues,
                     group=group,
                     profile=profile,
-                    interruption=signals,
+                    interruption=PROCESS if PROCESS.before else None,  # a program that calls this has handlers of its own
                 )
         except SanbenchError as error:
             if group.is_rank_zero:

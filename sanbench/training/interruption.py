@@ -48,3 +48,10 @@ class Interruption:
 
 
 PROCESS = Interruption(begun=False)  # of the command line, which enters it before all else and never leaves it
+
+
+def ignore() -> None:
+    """For the end of the process: when Python ends it gives back every handler but this one, and a signal that comes while
+    libraries are unloaded would take the exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
