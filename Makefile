@@ -8,7 +8,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: reproduce reproduce-all reproduce-full test test-slow check
+.PHONY: reproduce reproduce-all reproduce-full readme test test-slow check
 reproduce: .venv/installed
 	$(BIN)/sanbench reproduce
 
@@ -18,8 +18,11 @@ reproduce-all: .venv/installed
 reproduce-full: .venv/installed
 	$(BIN)/sanbench reproduce --full
 
+readme: .venv/installed
+	$(BIN)/python -m tests.test_docs
+
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -226,7 +226,12 @@ def print_runs(runs: "Sequence[Run]") -> None:
     from datetime import datetime
 
     table = Table("run", "network", "state", "epoch", "best top-1", "last change")
+    broken = []
     for run in runs:
+        if problem := run.problem():
+            table.add_row(run.name, "", "broken", "", "", "")
+            broken.append(f"{run.name!r} is broken: {problem}")
+            continue
         config, epochs = run.config(), run.epochs()
         best = max((line["validation_top1"] for line in epochs), default=None)
         changed = max(path.stat().st_mtime for path in run.folder.iterdir())
@@ -239,3 +244,5 @@ def print_runs(runs: "Sequence[Run]") -> None:
             f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}",
         )
     console.print(table)
+    for sentence in broken:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)

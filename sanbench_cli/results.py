@@ -23,6 +23,6 @@ def check(results: Results = Path("results")) -> None:
         whole, problems = check_store(store, bar)
     for problem in problems:
         errors.print(problem, soft_wrap=True)
-    console.print(f"{results}: {whole:,} records agree with their rows.")
+    console.print(f"{results}: {whole:,} records agree with their rows.", soft_wrap=True)
     if problems:
         raise SanbenchError(f"{results} has {len(problems):,} problems.")

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +33,7 @@ from sanbench_cli.options import (
 
 if TYPE_CHECKING:
     from sanbench.runs.config import TrainConfig
-    from sanbench.runs.run import Run
+    from sanbench.runs.run import Machine, Run
 
 
 def train(
@@ -87,7 +89,10 @@ def train(
 ) -> None:
     """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
-    from sanbench.training.distributed import is_launched, joined, launch
+    from sanbench.training.distributed import joined
+    from sanbench.training.interruption import PROCESS, Interruption
+    from sanbench.training.launcher import is_launched, launch
+    from sanbench.training.loop import machine
     from sanbench.training.loop import train as train_network
 
     fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
@@ -117,17 +122,27 @@ def train(
     if nproc > 1 and not is_launched():
         config, folder, continues = choose_run()  # raises for wrong input before there are processes
         if not dry_run:
-            raise typer.Exit(launch(nproc, sys.argv[1:]))
-    with joined(start(device)) as (group, rank_device):
+            with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
+                raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
+    with lost_process_named(), joined(start(device)) as (group, rank_device):
         try:
             config, folder, continues = group.broadcast_from_rank_zero(choose_run)
             if dry_run:
                 show_plan(config, max(nproc, group.size))
                 return
             if group.is_rank_zero and continues:
-                show_changes(folder, config, group.size)
+                show_changes(folder, config, machine(group.size, rank_device))
             with progress() as report:
-                trained = train_network(config, folder, rank_device, report, resume=continues, group=group, profile=profile)
+                trained = train_network(
+                    config,
+                    folder,
+                    rank_device,
+                    report,
+                    resume=continues,
+                    group=group,
+                    profile=profile,
+                    interruption=PROCESS if PROCESS.before else None,  # a program that calls this has handlers of its own
+                )
         except SanbenchError as error:
             if group.is_rank_zero:
                 raise
@@ -136,6 +151,20 @@ def train(
             if profile:
                 print_profile(trained, profile)
             show_end(trained)
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """One sentence when a process of the training has ended: of `launch`, which knows which and why, or else of rank 0."""
+    from sanbench.training.distributed import LostProcess
+    from sanbench.training.launcher import LAUNCHER
+
+    try:
+        yield
+    except LostProcess as error:
+        if LAUNCHER in os.environ or os.environ.get("RANK", "0") != "0":
+            raise typer.Exit(error.exit_code) from None
+        raise
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:
@@ -148,15 +177,18 @@ def choose(
 ) -> "tuple[TrainConfig, Path, bool]":
     """The configuration, the folder, and whether the run in it is resumed. InputError for options without an effect."""
     from sanbench.runs.config import configure, reconfigure
-    from sanbench.runs.run import Run, all_runs, differences, find_unfinished, free_name
+    from sanbench.runs.run import Run, all_runs, check_name, differences, find_unfinished, free_name
 
+    if name is not None:
+        check_name(name)
     if resume not in (None, "auto"):
+        check_name(str(resume))
         found = Run(runs / str(resume))
         if not found.exists():
             raise unknown("run", str(resume), [run.name for run in all_runs(runs)])
         config = reconfigure(found.config(), model, data, **choices)
         check_typed(config, choices)
-        differences(found, config, 1)
+        differences(found, config)
         return config, found.folder, True
     if model is None:
         raise InputError("Name a network, as in `sanbench train san10`, or a run to go on with: --resume RUN.")
@@ -165,7 +197,7 @@ def choose(
     if resume == "auto":
         unfinished = Run(runs / name) if name else find_unfinished(runs, config)
         if unfinished is not None and unfinished.exists():
-            differences(unfinished, config, 1)
+            differences(unfinished, config)
             return config, unfinished.folder, True
     words = [config.model.label.replace(" ", "-").replace("=", "_"), config.data.rsplit("/")[-1].replace(":", "_")]
     return config, runs / (name or free_name(runs, "-".join([*words, f"s{config.seed}"]))), False
@@ -204,10 +236,10 @@ def show_plan(config: "TrainConfig", processes: int) -> None:
     print_plan(config, plan(config, load_dataset(config.data, "train", config.read_options), processes), processes)
 
 
-def show_changes(folder: Path, config: "TrainConfig", processes: int) -> None:
+def show_changes(folder: Path, config: "TrainConfig", machine: "Machine") -> None:
     from sanbench.runs.run import Run, differences
 
-    changed = differences(Run(folder), config, processes)
+    changed = differences(Run(folder), config, machine)
     console.print(f"Going on with {folder.name}{': ' + ', '.join(changed) if changed else ''}.")
 
 

@@ -1,5 +1,6 @@
 """Attacks: formulas, balls, targets, the ensemble, transfer; on a small network of real images."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -103,19 +104,44 @@ def test_targets_differ_from_the_label_and_follow_their_rule(target, network, ba
         assert torch.equal(whole[right], logits.argmin(1)[right])
 
 
-def test_restarts_are_a_worst_case_and_counted(network, batch):
-    one = run("pgd", network, batch, config("pgd", "1/255", steps=3))[2]
-    many = run("pgd", network, batch, config("pgd", "1/255", steps=3, restarts=4))[2]
-    assert (many["success"] >= one["success"]).all()
-    standing = one["label"] == many["prediction"]
-    assert (many["backward_passes"][standing] == 4 * 3).all()
+def restarts_are_a_worst_case(network, images):
+    """One step from a random point: another point fells other images."""
+    one = run("pgd", network, images, config("pgd", "8/255", steps=1))[2]["success"]
+    many = run("pgd", network, images, config("pgd", "8/255", steps=1, restarts=4))[2]["success"]
+    assert (many >= one).all()
+    assert 0 < one.sum() < many.sum()
 
 
-def test_more_steps_and_larger_budgets_are_stronger(network, batch):
-    robust = {
-        steps: (run("pgd", network, batch, config("pgd", "2/255", steps=steps))[2]["success"]).sum() for steps in (10, 50)
-    }
-    assert robust[50] >= robust[10]
+def more_steps_are_stronger(network, images):
+    felled = [run("pgd", network, images, config("pgd", "4/255", steps=steps))[2]["success"].sum() for steps in (1, 2, 10)]
+    assert 0 < felled[0] < felled[1] < felled[2]
+
+
+def larger_budgets_are_stronger(network, images):
+    felled = [run("pgd", network, images, config("pgd", eps))[2]["success"].sum() for eps in ("1/255", "2/255", "4/255")]
+    assert 0 < felled[0] < felled[1] < felled[2]
+
+
+STRONGER = [restarts_are_a_worst_case, more_steps_are_stronger, larger_budgets_are_stronger]
+
+
+@pytest.mark.parametrize("holds", STRONGER)
+def test_what_makes_an_attack_stronger_fells_more_images(holds, network, many):
+    holds(network, many)
+
+
+@pytest.mark.parametrize("holds", STRONGER)
+def test_an_attack_that_does_nothing_is_noticed(holds, network, many, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "pgd", replace(ATTACKS["pgd"], run=lambda queried, turn: queried.images))
+    with pytest.raises(AssertionError):
+        holds(network, many)
+
+
+def test_each_step_of_each_restart_is_counted(network, batch):
+    rows = run("pgd", network, batch, config("pgd", "1/255", steps=3, restarts=4))[2]
+    standing = rows["label"] == rows["prediction"]
+    assert standing.sum() > 10
+    assert (rows["backward_passes"][standing] == 4 * 3).all()
 
 
 @pytest.mark.parametrize("eps", ["1/255", "2/255"])

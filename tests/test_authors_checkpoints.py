@@ -1,7 +1,6 @@
 """Released checkpoints: their logits are those of the equations, and they go back bit for bit."""
 
 import collections
-import json
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from sanbench import load_model
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint, weights_hash
+from sanbench.store.files import Store
 from tests.support import authors_code
 from tests.support.commands import sanbench
 from tests.support.photographs import photograph_batch
@@ -188,9 +188,8 @@ def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, fold
     assert unnamed.exit_code == 2 and "name a data set with --data" in unnamed.stderr
     outcome = sanbench("accuracy", tmp_path / "ours.pt", "--data", f"folder:{folder}", "--limit", 2, *places)
     assert outcome.exit_code == 0, outcome.output
-    (path,) = (tmp_path / "results" / "records").glob("*.json")
-    record = json.loads(path.read_text())
-    assert record["training"] == {
+    (record,) = Store(tmp_path / "results").records()
+    assert record.training == {
         "epoch": 100,
         "imported": {"file": "theirs.pth", "epoch": 100, "top1_val": 76.5, "top5_val": 93.25},
     }

@@ -45,7 +45,7 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
     """Restarts, several processes, examples, transfer, corruptions, any angle, and all formats of the report."""
     commands = [
         ["attack", "--attack", "pgd,pgd-l2", "--eps", "8/255", "--steps", 2, "--restarts", 2, "--save-images", 2],
-        ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--source", "resnet26"],
+        ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--surrogate", "resnet26"],
         ["rotate", "--angles", "0:90:30,mirror", "--crop", "inscribed", "--fill", "grey"],
         ["corrupt", "--kinds", "fog,contrast", "--severity", "1:2"],
     ]
@@ -53,7 +53,7 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
         outcome = sanbench(*command, *places)
         assert outcome.exit_code == 0, outcome.output
     results = tmp_path / "results"
-    names = sorted(path.name for path in results.glob("images/san10*pgd-8*/*.png"))
+    names = sorted(path.name for path in results.glob("images/san10*/attack-pgd-8_255-*/*.png"))
     classes = "(bag|sneaker|trouser)"
     views = (f"adversarial-as-{classes}", "clean", "difference")
     wanted = [f"{n:05d}-bag-{view}.png" for n in range(2) for view in views]  # the first images are bags
@@ -68,10 +68,12 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
     assert sanbench("report", "--format", "pdf", *places[2:]).exit_code == 2
 
 
-def test_the_benchmark_prints_both_ratios():
-    outcome = sanbench("bench", "evaluate", "--images", 8, "-n", 1, "--batch-size", 4, "--width", 0.25)
+def test_the_benchmark_prints_both_ratios(tmp_path):
+    options = ["-n", 1, "--batch-size", 4, "--width", 0.25, "--results", tmp_path]
+    outcome = sanbench("bench", "evaluate", "--images", 8, *options)
     assert outcome.exit_code == 0, outcome.output
-    assert outcome.stdout.count("ratio") == 2 and "n 1" in outcome.stdout
+    assert "ratio [range]" in outcome.stdout and "n 1" in outcome.stdout
+    assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", outcome.stdout)) == 2
 
 
 WRONG = [  # typed wrong: 2; what the sentence names
@@ -82,7 +84,7 @@ WRONG = [  # typed wrong: 2; what the sentence names
     (["attack", "--eps", "-1/255"], "'-1/255'"),
     (["attack", "--eps", "8/255", "--step-size", "x"], "step-size 'x'"),
     (["attack", "--attack", "standard"], "needs 4 classes"),
-    (["attack", "--attack", "fab", "--source", "san10"], "Accepted are fgsm"),
+    (["attack", "--attack", "fab", "--surrogate", "san10"], "Accepted are fgsm"),
     (["attack", "--attack", "pgd", "--norm", "l2"], "accepted is linf"),
     (["rotate", "--angles", "45", "--fill", "blue"], "'blue'"),
     (["corrupt", "--kinds", "mist"], "'mist'"),

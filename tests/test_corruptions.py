@@ -33,7 +33,7 @@ def test_corruptions_are_seeded_per_image_and_grow_with_severity(kind, pixels, i
 
 def test_corruption_lists():
     assert len(parse_corruptions("all", "1:5", 0)) == 75
-    assert [(c.kind, c.severity) for c in parse_corruptions("fog,jpeg", "1,3:4", 0)][:3] == [("fog", 1), ("fog", 3), ("fog", 4)]
+    assert [(c.name, c.severity) for c in parse_corruptions("fog,jpeg", "1,3:4", 0)][:3] == [("fog", 1), ("fog", 3), ("fog", 4)]
     with pytest.raises(InputError, match="Did you mean 'fog'"):
         parse_corruptions("fogg", "1", 0)
     for wrong in ("0", "6", "1:9", "x", "5:1"):

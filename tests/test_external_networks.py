@@ -1,7 +1,5 @@
 """Other people's networks, measured like runs: where they come from, how they see images, what is said of bad ones."""
 
-import json
-
 import pytest
 import timm
 import torch
@@ -12,6 +10,7 @@ from torchvision.models import SqueezeNet1_1_Weights
 
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.external import load_external
+from sanbench.store.files import Store
 from tests.support.commands import sanbench
 from tests.support.photographs import LABELS, PHOTOGRAPHS, place
 
@@ -41,12 +40,11 @@ def places(tmp_path):
 
 
 def records(tmp_path):
-    return [json.loads(path.read_text()) for path in sorted((tmp_path / "results" / "records").glob("*.json"))]
+    return Store(tmp_path / "results").records()
 
 
 def test_accuracy_on_photographs_is_torchvisions_own(squeezenet, photographs, places, tmp_path):
     """Predictions of every photograph under its ImageNet index, against torchvision's network and preprocessing."""
-    import pandas as pd
     from PIL import Image
 
     network, weights = squeezenet
@@ -54,13 +52,12 @@ def test_accuracy_on_photographs_is_torchvisions_own(squeezenet, photographs, pl
     outcome = sanbench("accuracy", name, "--weights", weights, "--data", f"folder:{photographs}", *places)
     assert outcome.exit_code == 0, outcome.output
     (record,) = records(tmp_path)
-    assert record["model"] == name and record["run"] == "squeezenet"
-    assert record["data"]["preprocessing"] == "shorter side 256, centre crop 224"
-    assert record["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    assert record["weights"] == weights_hash({f"network.{key}": x for key, x in network.state_dict().items()})
-    assert len(record["classes"]) == CLASSES
-    (path,) = (tmp_path / "results" / "rows").glob("*.parquet")
-    rows = pd.read_parquet(path)
+    assert record.network.label == name and record.run == "squeezenet"
+    assert record.data.preprocessing == "shorter side 256, centre crop 224"
+    assert (record.network.mean, record.network.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert record.network.weights == weights_hash({f"network.{key}": x for key, x in network.state_dict().items()})
+    assert len(record.classes) == CLASSES
+    rows = Store(tmp_path / "results").rows(record)
     assert sorted(set(rows["label"])) == LABELS
     view = SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
     assert (view.resize_size, view.crop_size) == ([256], [224])
@@ -83,16 +80,16 @@ def test_every_measurement_and_the_report_take_it(squeezenet, photographs, place
         ["accuracy", name, *own],
         ["rotate", name, "--angles", "90", *turned],
         ["attack", name, "--attack", "fgsm", "--eps", "1/255", *own],
-        ["attack", name, "--attack", "fgsm", "--eps", "1/255", "--source", name, "--source-weights", weights, *own],
+        ["attack", name, "--attack", "fgsm", "--eps", "1/255", "--surrogate", name, "--surrogate-weights", weights, *own],
         ["corrupt", name, "--kinds", "contrast", "--severity", "1", *own],
     ]
     for command in commands:
         outcome = sanbench(*command, *places)
         assert outcome.exit_code == 0, outcome.output
     found = records(tmp_path)
-    assert {record["experiment"] for record in found} == {"accuracy", "rotation", "attack", "transfer", "corruption"}
-    assert {record["model"] for record in found} == {f"{name} interpolation=bicubic resize=240"}
-    assert {record["data"]["preprocessing"] for record in found} == {"shorter side 240 bicubic, centre crop 224"}
+    assert {record.kind for record in found} == {"accuracy", "rotation", "attack", "transfer", "corruption"}
+    assert {record.network.label for record in found} == {f"{name} interpolation=bicubic resize=240"}
+    assert {record.data.preprocessing for record in found} == {"shorter side 240 bicubic, centre crop 224"}
     assert sanbench("report", "--format", "md,csv,tex,html", *places[2:]).exit_code == 0
     text = (tmp_path / "results" / "report.md").read_text()
     assert "not told" in text and "shorter side 240 bicubic" in text
@@ -108,10 +105,10 @@ def test_weights_that_a_run_has_and_anothers_stand_in_one_table(squeezenet, runs
     options = ["--data", f"folder:{folder}", "--crop", 32, "--runs", runs, *places[2:]]
     outcome = sanbench("accuracy", "resnet26", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", *options)
     assert outcome.exit_code == 0, outcome.output
-    assert [record["model"] for record in records(tmp_path)] == ["resnet26", "torchvision:resnet18 crop=32"]
-    same = [record["data"] for record in records(tmp_path)]
+    assert [record.network.label for record in records(tmp_path)] == ["resnet26 width=0.5", "torchvision:resnet18 crop=32"]
+    same = [record.data for record in records(tmp_path)]
     assert same[0] == same[1]
-    attack = ["attack", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", "--source", "resnet26"]
+    attack = ["attack", "torchvision:resnet18", "--weights", tmp_path / "r18.safetensors", "--surrogate", "resnet26"]
     outcome = sanbench(*attack, "--attack", "fgsm", "--eps", "1/255", "--limit", 2, *options)
     assert outcome.exit_code == 0, outcome.output
 
@@ -157,7 +154,7 @@ def test_a_factory_in_the_folder_of_the_command_on_images_as_they_are(tmp_path, 
     command = ["accuracy", "tinynets:fixed", "--weights", "tiny.pt", "--data", "fashion10k", "--limit", 20, *places]
     assert sanbench(*command, "--mean", "0.5,0.5,0.5").exit_code == 0
     assert sanbench(*command, "--crop", 32).exit_code == 0
-    assert records(tmp_path)[0]["model"].startswith("tinynets:fixed")
+    assert records(tmp_path)[0].network.name.startswith("tinynets:fixed")
     for option in (["--crop", 64], ["--resize", 300], ["--interpolation", "bicubic"]):
         outcome = sanbench(*command, *option)
         assert outcome.exit_code == 2

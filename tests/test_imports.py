@@ -1,36 +1,91 @@
-"""The rooms and the direction of their imports: what is further down may import what is further up."""
+"""The rooms of the library and the direction of their imports: a room imports from those before it on the list."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOMS = ["errors", "progress", "allocator", "device", "records", "ops", "models", "data", "evaluation", "training"]
-ROOMS += ["benchmark", "kernels", "roofline", "figures", "report", "reproduce"]
+ROOMS = [
+    "errors",
+    "printable",
+    "progress",
+    "device",
+    "store",
+    "ops",
+    "models",
+    "data",
+    "runs",
+    "evaluation",
+    "training",
+    "studies",
+]
+ROOMS += ["report", "bench"]
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sanbench").rglob("*.py"))
+FRONT_DOOR = ROOT / "sanbench/__init__.py"  # names what is inside, of any room
+LAYERS = ["sanbench", *(f"sanbench.{room}" for room in ROOMS), "sanbench_cli"]
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def imported(source: str) -> Iterator[str]:
+    """Every module that the source names: by an import anywhere in it, also within functions and under TYPE_CHECKING,
+    and by a string such as `sanbench.evaluation.rotations:parse`, which a table hands to import_module."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom(module=module, level=0):
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.ImportFrom():
+                yield "relative"
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.Constant(value=str(text)) if text.startswith(("sanbench.", "sanbench_cli.")) and " " not in text:
+                yield text
+
+
+def layer(module: str) -> int | None:
+    """The place in LAYERS of a module, which may end in an object's name; None of what is not the library's."""
+    first, _, rest = module.partition(".")
+    if first == "relative":
+        raise AssertionError("Imports are absolute.")
+    if first not in ("sanbench", "sanbench_cli"):
+        return None
+    room = rest.split(".")[0].split(":")[0]
+    name = f"{first}.{room}" if first == "sanbench" and room in ROOMS else first
+    return LAYERS.index(name)
+
+
+def upward(path: Path, source: str) -> list[str]:
+    """What a file imports from a room behind its own."""
+    room = path.relative_to(ROOT / "sanbench").with_suffix("").parts[0]
+    allowed = LAYERS.index(f"sanbench.{room}")
+    return [module for module in imported(source) if (found := layer(module)) is not None and found > allowed]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != FRONT_DOOR], ids=relative)
 def test_imports_point_down_the_list_only(path):
-    own = path.relative_to(ROOT / "sanbench").with_suffix("").parts[0]
-    if own == "__init__":
-        return  # the front door names what is inside
-    imported = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            imported.append(node.module)
-        elif isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-    assert not [module for module in imported if module.split(".")[0] == "sanbench_cli"]
-    inside = [room(module) for module in imported if module.startswith("sanbench.")]
-    assert [name for name in inside if ROOMS.index(name) > ROOMS.index(own)] == []
+    assert upward(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sanbench.training.loop",
+        "from sanbench.training import loop",
+        "from sanbench import training",
+        "def run():\n    from sanbench.studies.presets import PRESETS",
+        "if TYPE_CHECKING:\n    from sanbench.report import Report",
+        "class A:\n    def run(self):\n        import sanbench_cli.main",
+        "TABLE = {'bench': 'sanbench.bench.timing:run'}",
+    ],
+)
+def test_an_import_that_points_up_is_found_wherever_it_stands(source):
+    assert len(upward(ROOT / "sanbench/evaluation/loop.py", source)) == 1
 
 
 def test_every_room_is_on_the_list():
@@ -38,12 +93,45 @@ def test_every_room_is_on_the_list():
     assert names == set(ROOMS)
 
 
-def test_only_records_writes_results():
-    """No other file of the library writes tables or records (checkpoints and runs are not results)."""
-    writers = ("to_csv(", "to_parquet(", "write_table(", "savefig(", "write_text(")
-    allowed = {"records.py", "__init__.py", "runs.py"}  # report makes a text of a table; runs writes a run's config.json
-    found = {path.name for path in FILES if any(word in path.read_text() for word in writers)}
-    assert found <= allowed
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=relative)
+def test_each_folder_says_in_a_line_what_lives_there(path):
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert text.splitlines()[:1] == [text] and text.endswith(".") and len(text.split()) > 4
+
+
+WRITERS = {"to_csv", "to_parquet", "to_json", "write_table", "savefig", "save", "write_text", "write_bytes", "dump", "mkdir"}
+WRITING_MODES = {"w", "wb", "a", "ab", "x", "xb", "r+", "r+b"}
+WRITING = {  # what each file writes: only the store writes results
+    "sanbench/store/files.py": "records, rows, benchmarks, pictures and the report",
+    "sanbench/store/rows.py": "rows",
+    "sanbench/store/claims.py": "claims",
+    "sanbench/models/checkpoints.py": "weights",
+    "sanbench/models/export.py": "exported programs",
+    "sanbench/runs/run.py": "a run's configuration and log",
+    "sanbench/training/loop.py": "calls its own save, which writes checkpoints",
+    "sanbench/data/check.py": "a list of unreadable files, where --list asks for it",
+    "sanbench/data/prepare.py": "class folders",
+    "sanbench/data/shrink.py": "smaller images",
+    "sanbench/bench/reading.py": "images to time decoders on",
+    "sanbench/ops/gpu/launch.py": "compiled code, in a temporary folder",
+    "sanbench/report/__init__.py": "the text of a table, which the store writes",
+}
+
+
+def writes(source: str) -> bool:
+    """Whether a function or method that writes files is called: one of WRITERS, or open with a mode that writes."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        values = [node.value for node in [*node.args, *(k.value for k in node.keywords)] if isinstance(node, ast.Constant)]
+        if name in WRITERS or (name == "open" and WRITING_MODES & set(values)):
+            return True
+    return False
+
+
+def test_only_the_store_writes_results():
+    assert {relative(path) for path in FILES if writes(path.read_text())} == set(WRITING)
     assert "to_csv(index=False)" in (ROOT / "sanbench/report/__init__.py").read_text()  # a text, not a file
 
 

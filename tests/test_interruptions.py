@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sanbench.store.files import Store
 from tests.support.processes import ENVIRONMENT, SANBENCH, started
 
 
@@ -26,7 +27,7 @@ def test_ctrl_c_ends_with_one_sentence_and_the_same_command_goes_on(runs, folder
     assert stderr.startswith("Interrupted.")
     assert "Traceback" not in stderr
     subprocess.run([*command, "2"], env=ENVIRONMENT, check=True, capture_output=True)
-    assert len(list((results / "records").glob("*.json"))) == 2
+    assert len(Store(results).records()) == 2
 
 
 @pytest.mark.slow
@@ -35,8 +36,6 @@ def test_kill_9_loses_and_doubles_nothing(runs, folder, tmp_path):
 
     306 images are a part of 256 and one of 50: when the small one is written the other is under way.
     """
-    import pandas as pd
-
     data = tmp_path / "many"  # the 18 images 17 times
     for path in folder.glob("val/*/*.png"):
         for copy in range(17):
@@ -50,19 +49,19 @@ def test_kill_9_loses_and_doubles_nothing(runs, folder, tmp_path):
     for parts in (0, 1):
         with started(again) as process:
             deadline = time.monotonic() + 300
-            while len(list(killed.glob("rows/*/0*.parquet"))) < parts or not killed.exists():
+            while len(list(killed.glob("work/parts/*/0*.parquet"))) < parts or not killed.exists():
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.01)
-        assert not list(killed.glob("records/*.json"))
-    assert len(list(killed.glob("rows/*/0*.parquet"))) == 1
+        assert not Store(killed).records()
+    assert len(list(killed.glob("work/parts/*/0*.parquet"))) == 1
     time.sleep(1)  # its processes end with it
     straight = [*SANBENCH, *command, "--results", str(whole)]
     for each in (straight, again):
         subprocess.run(each, env=ENVIRONMENT, check=True, capture_output=True)
     rows = []
     for results in (whole, killed):
-        (path,) = results.glob("rows/*.parquet")
-        rows.append(pd.read_parquet(path))
-        assert not [p for p in results.glob("rows/*") if p.is_dir()]
+        (record,) = Store(results).records()
+        rows.append(Store(results).rows(record))
+        assert not list(results.glob("work/parts/*"))
     assert rows[0]["index"].tolist() == rows[1]["index"].tolist() == list(range(306))
     assert (rows[0]["prediction"] != rows[1]["prediction"]).sum() <= 1

@@ -1,4 +1,4 @@
-"""NaN and infinite logits are no prediction: the image is wrong, the record is flagged, a network of nothing else is refused."""
+"""NaN and infinite logits are no prediction: the image is wrong, the record is flagged, nothing but those is refused."""
 
 import pandas as pd
 import pytest
@@ -10,6 +10,7 @@ from sanbench.errors import SanbenchError
 from sanbench.evaluation.attacks.table import ATTACKS
 from sanbench.evaluation.loop import Identity, Perturbed, predictions, score
 from sanbench.evaluation.robust import Findings
+from sanbench.evaluation.sanity_checks import non_finite
 from sanbench.models import Classifier
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
@@ -72,13 +73,13 @@ def test_a_network_without_any_finite_logits_is_refused_by_name(network, tmp_pat
 def test_attacks_go_on_where_some_logits_are_not_finite(name, network, batch, quick):
     """Images that are NaN before are wrong already; one that becomes NaN inside the ball has fallen."""
     model = Broken(network, 0.5, bright=0.28)
-    attack, perturbed, rows = run(name, model, batch, config(name, "16/255" if "l2" not in name else "1"))
+    _, perturbed, rows = run(name, model, batch, config(name, "16/255" if "l2" not in name else "1"))
     assert torch.isfinite(perturbed.images).all()
     before = rows["clean_prediction"] < 0
     assert before.any() and (rows["backward_passes"][before] == 0).all()
     assert ((rows["prediction"] < 0) == ~rows["finite"]).all()
     assert not rows["success"][before].any()
-    assert "non-finite" in attack.flags(rows, 10)
+    assert non_finite(rows) == ["non-finite"]
     finite = run(name, network, tuple(x[~torch.tensor(before.to_numpy())] for x in batch), config(name, "16/255"))[2]
     assert len(finite) == (~before).sum()
     assert isinstance(rows, pd.DataFrame)

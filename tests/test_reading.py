@@ -1,6 +1,5 @@
 """From the command to records and figures, on the photographs."""
 
-import json
 from functools import partial
 
 import pytest
@@ -10,6 +9,7 @@ from sanbench.data import ReadOptions, load_dataset
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.runs.config import configure
+from sanbench.store.files import Store
 from sanbench.training.augment import BatchSlice, augment
 from tests.support import commands
 from tests.support.photographs import place, wnid
@@ -48,12 +48,12 @@ def test_records_of_two_decoders_stand_beside_each_other(checkpoint, tmp_path):
     for decoder in ("pil", "turbo", "turbo"):
         outcome = sanbench("accuracy", checkpoint, "--results", results, "--decoder", decoder)
         assert outcome.exit_code == 0, outcome.output
-    records = [json.loads(path.read_text()) for path in (results / "records").iterdir()]
-    assert sorted(record["data"]["decoder"].split()[0] for record in records) == ["PIL", "simplejpeg"]  # the third was known
-    assert {record["data"]["preprocessing"] for record in records} == {"shorter side 73, centre crop 64"}
-    assert {record["counts"]["images"] for record in records} == {20}  # all, without a limit
-    assert len({record["counts"]["correct"] for record in records}) == 1
-    assert records[0]["classes"][99] == "goose"
+    records = Store(results).records()
+    assert sorted(record.data.decoder.split()[0] for record in records) == ["PIL", "simplejpeg"]  # the third was known
+    assert {record.data.preprocessing for record in records} == {"shorter side 73, centre crop 64"}
+    assert {record.counts["images"] for record in records} == {20}  # all, without a limit
+    assert len({record.counts["correct"] for record in records}) == 1
+    assert records[0].classes[99] == "goose"
 
 
 def test_a_limit_is_said_and_pictures_have_words(checkpoint, tmp_path):
@@ -62,9 +62,9 @@ def test_a_limit_is_said_and_pictures_have_words(checkpoint, tmp_path):
     outcome = sanbench("attack", checkpoint, *options, "--attack", "fgsm", "--eps", "8/255", "--save-images", 1)
     assert outcome.exit_code == 0, outcome.output
     assert "3 of 20" in outcome.output
-    (record,) = [json.loads(path.read_text()) for path in (results / "records").iterdir()]
-    names = sorted(path.name for path in results.glob("images/*/*.png"))
-    images = load_dataset(record["data"]["name"], "test", ReadOptions(image_size=64))
+    (record,) = Store(results).records()
+    names = sorted(path.name for path in results.glob("images/*/*/*.png"))
+    images = load_dataset(record.data.name, "test", ReadOptions(image_size=64))
     shown = images.classes[images.labels[int(names[0][:5])]].replace(" ", "_").replace("-", "_")
     assert [name[6 : 6 + len(shown)] for name in names] == [shown] * 3
     assert sanbench("accuracy", checkpoint, *options).exit_code == sanbench("report", "--results", results).exit_code == 0
@@ -83,9 +83,9 @@ def test_unknown_decoders_are_named(checkpoint, tmp_path):
 def test_training_reads_by_the_decoder_of_its_configuration(photographs):
     config = configure("resnet26", f"folder:{photographs}")
     assert config.decoder == "turbo"
-    assert load_dataset(config.data, "test", config.source).decoder.startswith("simplejpeg")
+    assert load_dataset(config.data, "test", config.read_options).decoder.startswith("simplejpeg")
     pil = configure("resnet26", f"folder:{photographs}", decoder="pil")
-    assert load_dataset(pil.data, "test", pil.source).decoder.startswith("PIL")
+    assert load_dataset(pil.data, "test", pil.read_options).decoder.startswith("PIL")
 
 
 def test_mirroring_and_conversion_are_on_the_device():

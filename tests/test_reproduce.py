@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from sanbench.store.files import Store
 from sanbench.studies import presets as reproduce
 from tests.support.commands import sanbench, snapshot
 
@@ -39,7 +40,8 @@ def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tm
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         f"quick-{name}" for name in sorted(small_presets.NETWORKS)
     ]
-    assert len(list((tmp_path / "results/records").iterdir())) == 3 * (2 + 2)
+    keys = {record.key for record in Store(tmp_path / "results").records()}
+    assert len(keys) == 3 * (2 + 2)
     before = snapshot(tmp_path)
     second = sanbench("reproduce", *places)
     assert second.exit_code == 0
@@ -52,4 +54,5 @@ def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tm
     third = sanbench("reproduce", *places)
     assert third.exit_code == 0, third.output
     # the same seed gives the same weights, hence the same keys
+    assert {record.key for record in Store(tmp_path / "results").records()} == keys
     assert set(snapshot(tmp_path / "results/records")) == {path for path in before if path.parent.name == "records"}

@@ -15,6 +15,7 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
 from sanbench.evaluation.loop import Perturbation, Scored, measure, without_border
 from sanbench.evaluation.processes import run_processes
+from sanbench.evaluation.sanity_checks import non_finite
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.check import count, sound
@@ -109,7 +110,8 @@ def evaluate(
             forget_broken(whole)
         while left := [c for c in conditions if c.measurement.key not in (found := whole.recorded())]:
             job = replace(whole, conditions=left)
-            measured = measure_missing(job, claims, device, progress)
+            several = options.nproc > 1 and len(parts) - job.finished() > 1
+            measured = (measure_in_processes if several else measure_parts)(job, claims, device, progress)
             if not finish(job, claims, device) and not measured:
                 wait(job, claims, progress)
     if options.save_images:
@@ -147,10 +149,8 @@ def forget_broken(job: Job) -> None:
     job.store.remove([record for record in found.values() if record not in kept])
 
 
-def measure_missing(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
-    """Measure what nobody else does; whether there was anything."""
-    if job.options.nproc == 1 or len(job.parts) - job.finished() < 2:
-        return measure_parts(job, claims, device, progress)
+def measure_in_processes(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
+    """`measure_parts` by several processes, each of which claims its own parts."""
     workers = default_workers(job.images, job.options.nproc) if job.options.workers is None else job.options.workers
     job.evaluated.model.cpu()
     shared = replace(job, options=replace(job.options, workers=workers))
@@ -167,6 +167,7 @@ def measure_here(job: Job, device: torch.device) -> None:
 
 
 def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Report = silent) -> bool:
+    """Measure the parts that this process can claim; whether there were any."""
     claimed: list[tuple[int, list[Condition]]] = []
     reader = batches(job.images, claim_parts(job, claims, claimed), job.options.workers)
     stream = ((batch, [condition.perturbation for condition in claimed[done][1]]) for done, batch in enumerate(reader))
@@ -248,7 +249,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         training=job.evaluated.training,
         selection=job.evaluated.selection,
         classes=job.images.classes,
-        flags=perturbation.flags(rows, len(job.images.classes)),
+        flags=[*job.evaluated.findings, *non_finite(rows), *perturbation.flags(rows, len(job.images.classes))],
         rows=digest(rows),
         versions=versions(),
         device=describe(device),
@@ -259,8 +260,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
 
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:
     """Examples of what was measured without them: they depend on the image alone, so they are the same."""
-    wanted = [c for c in job.conditions if c.measurement.kind in ("attack", "transfer")]
-    attacks = [c for c in wanted if not job.store.has_pictures(c.measurement)]
+    attacks = [c for c in job.conditions if c.perturbation.has_examples and not job.store.has_pictures(c.measurement)]
     first = chosen[: job.options.save_images]
     stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(job.images, [first] if attacks else [], 0))
     for outcome in measure(job.evaluated.model, stream, device, job.options.batch_size):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sanbench.data import Batch
 from sanbench.evaluation.kinds import AccuracyOptions, Request
-from sanbench.evaluation.sanity_checks import near_chance, non_finite
+from sanbench.evaluation.sanity_checks import near_chance
 
 if TYPE_CHECKING:
     from sanbench.evaluation.kinds import Bind
@@ -30,10 +30,12 @@ class Perturbation:
     kind     a name of `sanbench.evaluation.kinds.KINDS`
     setting  all that decides what happens, in plain values
     border   how many pixels around the network's input it is given too
+    has_examples  whether what it makes is worth keeping as pictures
     """
 
     kind = ""
     border = 0
+    has_examples = False
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -44,8 +46,8 @@ class Perturbation:
         return Perturbed(images, {})
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        """Names of FLAGS that the rows of all images show."""
-        return non_finite(rows)
+        """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
+        return []
 
 
 class Identity(Perturbation):
@@ -54,7 +56,7 @@ class Identity(Perturbation):
     kind = "accuracy"
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        return non_finite(rows) + near_chance(rows, classes)
+        return near_chance(rows, classes)
 
 
 def parse_accuracy(options: AccuracyOptions, request: Request) -> "Bind":

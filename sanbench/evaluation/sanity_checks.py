@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sanbench.evaluation.statistics import wilson
+from sanbench.models.probe import FINDINGS
 from sanbench.store.schema import Record
 
 DEAD_SHARE = 0.01  # of the attacked images
@@ -24,6 +25,7 @@ FLAGS: dict[str, str] = {
     "black-box-stronger": "A black-box attack was stronger than this white-box one by more than 1% of the images.",
     "flat-in-eps": "Accuracy did not fall from a smaller budget to this one, which is large.",
     "steps-matter": "Ten times the steps cost more than another 10 points: this attack has not converged.",
+    **FINDINGS,
 }
 
 

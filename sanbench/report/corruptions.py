@@ -6,7 +6,7 @@ from typing import Any
 
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import wilson
-from sanbench.models import baseline_of
+from sanbench.models import MODELS, baseline_of
 from sanbench.report.cells import by_row, cell, identity
 from sanbench.report.rendering import Block, Heading, Table, Text
 from sanbench.store.schema import ModelSpec, Record
@@ -25,10 +25,9 @@ def section(group: Sequence[Record], findings: Findings) -> list[Block]:
     lines = []
     for records, own in zip(rows, errors, strict=True):
         first = records[0]
-        reference = baseline_of(first.network) or first.network
-        baseline = next(
-            (e for r, e in zip(rows, errors, strict=True) if is_network(r[0], reference) and r[0].data == first.data), None
-        )
+        reference = baseline_of(first.network) or (first.network if first.network.name in MODELS else None)
+        alike = (e for r, e in zip(rows, errors, strict=True) if is_network(r[0], reference) and r[0].data == first.data)
+        baseline = next(alike, None)
         line = {"network": first.network.label, "mCE": mean_corruption_error(own, baseline) if baseline else "—"}
         for name in names:
             counts = [record.counts for record in records if record.setting["corruption"] == name]
@@ -49,8 +48,8 @@ def condition(record: Record) -> tuple[str, int]:
     return record.setting["corruption"], record.setting["severity"]
 
 
-def is_network(record: Record, spec: ModelSpec) -> bool:
-    return (record.network.name, record.network.variation) == (spec.name, spec.variation)
+def is_network(record: Record, spec: ModelSpec | None) -> bool:
+    return spec is not None and (record.network.name, record.network.variation) == (spec.name, spec.variation)
 
 
 def mean_corruption_error(own: dict[Any, float], baseline: dict[Any, float]) -> str:

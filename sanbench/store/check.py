@@ -10,8 +10,6 @@ from sanbench.progress import Progress, Report, silent
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
-DERIVED = ("places",)  # counts that rows do not tell
-
 
 def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
     """Counts of a record, see `Record`; `members` are those of an ensemble of attacks."""
@@ -35,12 +33,11 @@ def problem(record: Record, rows: Callable[[Record], pd.DataFrame]) -> str | Non
         found = rows(record)
     except SanbenchError as error:
         return str(error)
-    counted = count(found, record.setting.get("members", []))
-    for name, value in record.counts.items():
-        if name not in DERIVED and counted.get(name) != value:
+    for name, value in count(found, record.setting.get("members", [])).items():
+        if record.counts.get(name) != value:
             return (
-                f"Record {record.id} of {record.network.label} ({record.kind}) counts {value} {name}, but its rows have "
-                f"{counted.get(name, 'none')}: measure it again with --force."
+                f"Record {record.id} of {record.network.label} ({record.kind}) counts {record.counts.get(name)} {name}, but "
+                f"its rows have {value}: measure it again with --force."
             )
     return None
 
@@ -68,8 +65,9 @@ def check(store: Store, progress: Report = silent) -> tuple[int, list[str]]:
 
 
 def unknown_rows(store: Store, records: Sequence[Record]) -> Iterator[str]:
+    """Rows without a record. Files that cannot be read are named with the records that miss them."""
     known = {record.id for record in records}
     for path, ids in store.row_groups():
-        for id in ids:
+        for id in ids or ():
             if id not in known:
                 yield f"{path} holds rows of {id}, which no record tells of: a record was lost, or another version wrote them."

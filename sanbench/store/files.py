@@ -81,13 +81,13 @@ class Store:
             raise SanbenchError(f"{path} holds other rows than those of record {record.id}: measure it again with --force.")
         return rows
 
-    def row_groups(self) -> Iterator[tuple[Path, list[str]]]:
-        """Each file of rows, and the ids of the records whose rows it holds. Raises SanbenchError as `rows`."""
+    def row_groups(self) -> Iterator[tuple[Path, list[str] | None]]:
+        """Each file of rows, and the ids of the records whose rows it holds; None where it cannot be read."""
         for path in sorted((self.root / "rows").glob("*/[!.]*.parquet")):
             try:
                 yield path, group_ids(path)
-            except (OSError, pa.ArrowException, ValueError) as error:
-                raise SanbenchError(f"{path} cannot be read: {error}.") from error
+            except (OSError, pa.ArrowException, ValueError):
+                yield path, None
 
     def must_exist(self) -> None:
         """Raises InputError where nothing was ever measured, which a typo in the folder's name looks like."""

@@ -1,0 +1,1 @@
+"""Trainings and measurements that belong together, as data; they run by the same calls as single commands."""

@@ -15,10 +15,12 @@ from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, memb
 from sanbench.evaluation.kinds import AttackOptions, Request
 from sanbench.evaluation.loop import Perturbation, Perturbed, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
-from sanbench.evaluation.sanity_checks import attack_flags, non_finite
+from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
+    from sanbench.data import Images
     from sanbench.evaluation.kinds import Bind
+    from sanbench.runs.evaluated import EvaluatedModel
 
 
 CONTROLS = 16  # images of a part that are run twice
@@ -47,6 +49,8 @@ class Attack(Perturbation):
     the budget that does what is aimed at, and its place in the batch goes to the next that stands (see `QueriedModel`).
     """
 
+    has_examples = True
+
     def __init__(
         self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
     ) -> None:
@@ -64,7 +68,7 @@ class Attack(Perturbation):
         return "attack" if self.surrogate is None else "transfer"
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        return non_finite(rows) + (attack_flags(rows, self.setting) if self.surrogate is None else [])
+        return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -219,5 +223,22 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
     surrogate = None
     if options.surrogate is not None:
         source = request.load(options.surrogate, options.surrogate_weights)
+        check_gradients(source, wanted)
         surrogate = Surrogate(source.model, f"{source.network.label} ({source.run})", source.weights)
-    return lambda evaluated, images: bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
+        if surrogate is None:
+            check_gradients(evaluated, wanted)
+        return bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    return bound
+
+
+def check_gradients(evaluated: "EvaluatedModel", attacks: Sequence[tuple[str, AttackConfig]]) -> None:
+    """Raises InputError for an attack that needs gradients, of a network that gives the pixels none."""
+    needing = [name for name, _ in attacks if ATTACKS[name].by_gradient]
+    if needing and "no-gradient" in evaluated.findings:
+        others = ", ".join(name for name, entry in ATTACKS.items() if not entry.by_gradient)
+        raise InputError(
+            f"attack {needing[0]!r} is not accepted for {evaluated.run}: no gradient reaches its pixels. Accepted is {others}."
+        )

@@ -77,6 +77,7 @@ class Entry:
     targets: bool = False  # a round for each of `config.targets` classes
     fewest_classes: int = 2
     bounded: bool = True
+    by_gradient: bool = True
     transfers: bool = False  # what it returns is its strongest example, not the nearest
     members: tuple[str, ...] = ()
 
@@ -179,7 +180,7 @@ ATTACKS: dict[str, Entry] = {
         fewest_classes=4,
     ),
     "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False),
-    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8))),
+    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), by_gradient=False),
     "standard": Entry(pgd, 1, shown=(), about=(("members", list(STANDARD)),), fewest_classes=4, members=STANDARD),
 }
 
