@@ -5,7 +5,7 @@ A value that no command can use is refused here, before torch is imported.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -67,18 +67,6 @@ def number_within(option: str, low: float, high: float) -> Callable[[float | Non
     return check
 
 
-def existing(option: str) -> Callable[[Any], Any]:
-    """A check that the files or folders of an option are there."""
-
-    def check(value: Any) -> Any:
-        for path in value if isinstance(value, (list, tuple)) else [value]:
-            if path is not None and not path.exists():
-                raise InputError(f"{option} {path} is not accepted: it is not there.")
-        return value
-
-    return check
-
-
 def folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise InputError(f"--runs {path} is not accepted: it is no folder.")
@@ -95,10 +83,7 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)
 Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=one_of("device", DEVICES))]
-Root = Annotated[
-    Path | None,
-    typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.", callback=existing("--data-root")),
-]
+Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
 
 Weights = Annotated[
     list[Path] | None,
