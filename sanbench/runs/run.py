@@ -278,7 +278,7 @@ def check_name(name: str) -> None:
     if not name.isprintable() or "/" in name or name[:1] in ("", "-", ".") or len(os.fsencode(name)) > NAME:
         shown = repr(name) if len(name) <= NAME else f"{name[:20]!r}... of {len(name)} characters"
         raise InputError(
-            f"The run's name {shown} is not accepted: write printable characters but /, at most {NAME}, and first neither - nor '.'."
+            f"The run's name {shown} is not accepted: printable ones without /, at most {NAME}, first neither - nor '.'."
         )
 
 
