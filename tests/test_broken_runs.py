@@ -81,7 +81,6 @@ def test_numbers_that_are_not_finite_are_refused(field, value):
 TOO_LARGE = {
     "epochs": 10**6,
     "batch_size": 10**9,
-    "lr": 1e6,
     "blocks": (10**6,) * 5,
     "footprint": 99999,
     "width": 8.1,

@@ -30,7 +30,7 @@ def test_a_checkpoint_does_not_fit(disk):
     path = disk / "best.pt"
     write_whole(path, {"format": "f", "w": torch.zeros(1000)})
     with pytest.raises(
-        SanbenchError, match=r"Cannot write \S+best\.pt: no space left on device\. What was there before is whole\."
+        SanbenchError, match=r"Cannot write \S+best\.pt: No space left on device\. What was there before is whole\."
     ):
         write_whole(path, {"format": "f", "w": torch.zeros(10**6)})
     assert len(read_checkpoint(path, "f")["w"]) == 1000
@@ -45,15 +45,15 @@ def training(folder, runs):
 def test_a_training_on_a_full_and_on_a_read_only_disk_is_one_sentence(disk, folder):
     outcome = sanbench(*training(folder, disk), columns=400)
     assert outcome.exit_code == 1
-    assert outcome.stderr.startswith("Error: Cannot write ") and "no space left on device" in outcome.stderr
+    assert outcome.stderr.startswith("Error: Cannot write ") and "No space left on device" in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1
     assert not list((disk / "run").glob(".*"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for more in (["--resume", "run"], ["--run", "other"]):
         outcome = sanbench(*training(folder, disk), *more, columns=400)
         assert outcome.exit_code == 1
-        assert "read-only file system" in outcome.stderr and len(outcome.stderr.splitlines()) == 1, outcome.stderr
-    with pytest.raises(SanbenchError, match="read-only"):
+        assert "Read-only file system" in outcome.stderr and len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    with pytest.raises(SanbenchError, match="Read-only"):
         Run(disk / "run").append({"epoch": 1})
 
 
@@ -62,7 +62,7 @@ def test_a_limit_on_files_is_told_too(folder, tmp_path):
     command = f"ulimit -f 100; exec {' '.join([*SANBENCH, *training(folder, tmp_path)])}"
     done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("Error: Cannot write ") and "file too large" in done.stderr, done.stderr
+    assert done.stderr.startswith("Error: Cannot write ") and "File too large" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])
@@ -79,5 +79,5 @@ def test_where_cleaning_up_fails_too_the_first_reason_is_told(tmp_path, monkeypa
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "unlink", read_only)
-    with pytest.raises(SanbenchError, match="no space left on device"):
+    with pytest.raises(SanbenchError, match="No space left on device"):
         write_file(tmp_path / "a.pt", full)

@@ -54,7 +54,7 @@ def system_reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
+            return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
 

@@ -51,7 +51,7 @@ def read_file(path: Path) -> Any:
 def why_unreadable(path: Path, error: Exception) -> str:
     """What a file that torch cannot load is, as far as its first bytes tell."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        return error.strerror
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     with path.open("rb") as file:

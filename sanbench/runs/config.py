@@ -33,7 +33,7 @@ class Recipe(BaseModel):
 
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=1, le=2**20)
-    lr: float = Field(gt=0, le=1000)
+    lr: float = Field(gt=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1000)
