@@ -98,27 +98,37 @@ COMMANDS = (
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(20))
-def test_four_processes_two_of_them_killed_leave_the_rows_of_one(seed, runs, tmp_path):
-    killed_at_random(seed, runs, tmp_path)
+def test_four_processes_two_of_them_killed_leave_the_rows_of_one(seed, runs, alone, tmp_path):
+    killed_at_random(seed, runs, alone, tmp_path)
 
 
-def test_four_processes_two_of_them_killed_leave_the_rows_of_one_once(runs, tmp_path):
-    killed_at_random(100, runs, tmp_path)
+def test_four_processes_two_of_them_killed_leave_the_rows_of_one_once(runs, alone, tmp_path):
+    killed_at_random(100, runs, alone, tmp_path)
 
 
-def killed_at_random(seed: int, runs: Path, folder: Path) -> None:
+IN_SMALL_PARTS = "import sys; from sanbench.evaluation import evaluate; evaluate.PART = 3; from sanbench_cli.main import app\n"
+ONE_AFTER_THE_OTHER = "import json\nfor words in json.loads(sys.argv[1]): app([*words, *sys.argv[2:]], standalone_mode=False)"
+SINGLE_THREAD = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def alone(runs, tmp_path_factory) -> Store:
+    """What one process measures by the same commands."""
+    folder = tmp_path_factory.mktemp("alone")
+    commands = json.dumps(COMMANDS)
+    command = [sys.executable, "-c", IN_SMALL_PARTS + ONE_AFTER_THE_OTHER, commands, "san10", "--runs", str(runs)]
+    subprocess.run([*command, "--results", str(folder)], env=SINGLE_THREAD, cwd=ROOT, check=True, capture_output=True)
+    return Store(folder)
+
+
+def killed_at_random(seed: int, runs: Path, one: Store, folder: Path) -> None:
     """Overlapping work for four processes; two are killed at random and their commands repeated."""
     draw = random.Random(seed)
-    shared = ["san10", "--runs", str(runs), "--results"]
-    script = (
-        "import sys; from sanbench.evaluation import evaluate; evaluate.PART = 3; from sanbench_cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", script]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def started(words):
+        command = [sys.executable, "-c", IN_SMALL_PARTS + "app()", *words, "san10", "--runs", str(runs)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, *words, *shared, str(folder / "many")], env=environment, cwd=ROOT, **pipes)
+        return subprocess.Popen([*command, "--results", str(folder)], env=SINGLE_THREAD, cwd=ROOT, **pipes)
 
     processes = [started(words) for words in COMMANDS]
     try:
@@ -135,16 +145,12 @@ def killed_at_random(seed: int, runs: Path, folder: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    for words in COMMANDS:
-        subprocess.run(
-            [*command, *words, *shared, str(folder / "one")], env=environment, cwd=ROOT, check=True, capture_output=True
-        )
-    many, one = Store(folder / "many"), Store(folder / "one")
+    many = Store(folder)
     found, wanted = ({record.key: record for record in store.records()} for store in (many, one))
     assert found.keys() == wanted.keys() and not many.problems
     for key, record in wanted.items():
         assert found[key].rows == record.rows and found[key].counts == record.counts
         pd.testing.assert_frame_equal(many.rows(found[key]), one.rows(record), check_exact=True)
     with many.claims():
-        left = {path.name for path in (folder / "many" / "work").rglob("*") if path.is_file()}
+        left = {path.name for path in (folder / "work").rglob("*") if path.is_file()}
     assert not [name for name in left if name.endswith(".parquet")]

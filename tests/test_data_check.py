@@ -22,13 +22,9 @@ sanbench = partial(commands.sanbench, columns=200)  # paths fit a line
 
 def test_a_complete_set_has_no_problems(small):
     found = check(small, SMALL)
-<<<<<<< HEAD
     assert [(s.subfolder, s.classes, s.images, s.problems) for s in found] == [
         (p, len(LABELS), 20, ()) for p in ("train", "val")
     ]
-=======
-    assert [(s.subfolder, s.classes, s.images, s.problems) for s in found] == [(p, len(LABELS), 20, ()) for p in ("train", "val")]
->>>>>>> tests
     for split, result in zip(("train", "test"), found, strict=True):
         images = load_dataset(f"folder:{small}", split, ReadOptions(image_size=32))
         assert result.fingerprint == images.fingerprint  # what records carry
