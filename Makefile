@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py $(wildcard sanbench/ops/cpu/*.cpp sanbench/ops/cpu/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: reproduce reproduce-all reproduce-full test test-slow check
+.PHONY: reproduce reproduce-all reproduce-full readme test test-slow soak check
 reproduce: .venv/installed
 	$(BIN)/sanbench reproduce
 
@@ -18,11 +18,17 @@ reproduce-all: .venv/installed
 reproduce-full: .venv/installed
 	$(BIN)/sanbench reproduce --full
 
+readme: .venv/installed
+	$(BIN)/python -m tests.test_docs
+
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+soak: .venv/installed
+	$(BIN)/python -m tests.soak --minutes 30
 
 check: .venv/installed
 	$(BIN)/ruff check .

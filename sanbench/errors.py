@@ -35,10 +35,20 @@ class Interrupted(SanbenchError):
 def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     """An error for `value` that names the nearest of the `known` words and lists them all."""
     words = sorted(known)
-    nearest = difflib.get_close_matches(value, words, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    likely = difflib.get_close_matches(value[:100], words, n=5, cutoff=0.4)  # of equally near ones that of the nearest letters
+    nearest = max(likely, key=lambda word: (likeness(value[:100], word), -distance(value, word)), default=None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     accepted = f"Known: {', '.join(words)}." if words else "None is accepted here."
     return InputError(f"Unknown {kind} {value!r}.{hint} {accepted}")
+
+
+def likeness(value: str, word: str) -> float:
+    return difflib.SequenceMatcher(None, word, value).ratio()
+
+
+def distance(value: str, word: str) -> int:
+    """Of letters in the same position: san11 is nearer to san10 than to san19."""
+    return sum(abs(ord(a) - ord(b)) for a, b in zip(value, word, strict=False))
 
 
 def validated(config: "type[Config]", kind: str, **values: object) -> "Config":

@@ -1,5 +1,24 @@
-"""`python -m sanbench_cli` is `sanbench`."""
+"""`sanbench`, and `python -m sanbench_cli`. A training heeds signals before anything slow is imported."""
 
-from sanbench_cli.main import main
+import sys
 
-main()
+from sanbench.training.interruption import PROCESS, ignore
+from sanbench.training.launcher import end_with_parent
+
+
+def main() -> None:
+    trains = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    if trains:
+        PROCESS.__enter__()
+        end_with_parent()
+    from sanbench_cli.main import app
+
+    try:
+        app()
+    finally:
+        if trains:
+            ignore()
+
+
+if __name__ == "__main__":
+    main()

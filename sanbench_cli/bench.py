@@ -7,18 +7,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
+from sanbench_cli.applicable import check_data_options
 from sanbench_cli.console import console, progress
-from sanbench_cli.options import Device, Results, Root, start
+from sanbench_cli.options import (
+    BATCH,
+    COUNT,
+    DECODERS,
+    DTYPES,
+    PRECISIONS,
+    ROUNDS,
+    SIDE,
+    WORKERS,
+    Device,
+    Results,
+    Root,
+    list_of,
+    number_within,
+    one_of,
+    start,
+)
 
 if TYPE_CHECKING:
     from sanbench.progress import Report
     from sanbench.store.schema import Benchmark
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
-Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.")]
-BatchSize = Annotated[int, typer.Option(min=1)]
-RATIO = r"ratio \[range]"  # of a table's column: Rich takes unescaped brackets for a style
-GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
+Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.", **ROUNDS)]
+BatchSize = Annotated[int, typer.Option(**BATCH)]
+FOOTPRINT = {"min": 1, "max": 31}  # pixels a side
+RATIO = "ratio [range]"
+GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.", callback=one_of("dtype", DTYPES))]
 
 
 @bench.command()
@@ -27,9 +45,11 @@ def model(
     train: Annotated[bool, typer.Option("--train", help="Training steps.")] = False,
     attack: Annotated[bool, typer.Option("--attack", help="Attack steps: forward and the images' gradient.")] = False,
     batch_size: BatchSize = 4,
-    image_size: Annotated[list[int] | None, typer.Option(min=32, help="Default: 224; several sweep.")] = None,
-    footprint: Annotated[list[int] | None, typer.Option(help="Of stages 1 to 4; default: 7; several sweep.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, by autocast.")] = "float32",
+    image_size: Annotated[list[int] | None, typer.Option(help="Default: 224; several sweep.", **SIDE)] = None,
+    footprint: Annotated[
+        list[int] | None, typer.Option(help="Of stages 1 to 4; default: 7; several sweep.", **FOOTPRINT)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, by autocast.", callback=one_of("dtype", DTYPES))] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     n: Count = 9,
     device: Device = "auto",
@@ -68,8 +88,10 @@ def reading(
     photographs: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
     ] = None,
-    decoders: Annotated[str, typer.Option(help="In the order of the table.")] = "pil,torchvision,turbo",
-    images: Annotated[int, typer.Option(help="Files of 500 x 375 to cut from the photographs.")] = 256,
+    decoders: Annotated[
+        str, typer.Option(help="In the order of the table.", callback=list_of("decoder", DECODERS))
+    ] = "pil,torchvision,turbo",
+    images: Annotated[int, typer.Option(help="Files of 500 x 375 to cut from the photographs.", **COUNT)] = 256,
     n: Count = 9,
     results: Results = Path("results"),
 ) -> None:
@@ -80,7 +102,7 @@ def reading(
 
     start("cpu")
     found = record_each(results, lambda bar: time_reading(photographs, decoders.split(","), images, n, bar))
-    table = Table("part", "reader", "images/s per core", r"against the first \[range]")
+    table = Table("part", "reader", "images/s per core", "against the first [range]")
     for one in found:
         table.add_row(one.setting["part"], one.setting["reader"], f"{one.figures['images_per_second']:,.0f}", ratio(one))
     console.print(table)
@@ -94,8 +116,8 @@ def reading(
 @bench.command()
 def ops(
     batch_size: BatchSize = 4,
-    image_size: Annotated[int, typer.Option(min=32)] = 224,
-    footprint: Annotated[int | None, typer.Option(help="Of stages 1 to 4; default: 7.")] = None,
+    image_size: Annotated[int, typer.Option(**SIDE)] = 224,
+    footprint: Annotated[int | None, typer.Option(help="Of stages 1 to 4; default: 7.", **FOOTPRINT)] = None,
     kernels: Annotated[str | None, typer.Option(help="Default: every kernel but plain, which expands whole batches.")] = None,
     n: Count = 5,
     results: Results = Path("results"),
@@ -119,8 +141,8 @@ def ops(
 @bench.command()
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
-    width: Annotated[float, typer.Option(help="Multiplies all channels.")] = 0.5,
-    images: Annotated[int, typer.Option(min=1)] = 128,
+    width: Annotated[float, typer.Option(help="Multiplies all channels.", callback=number_within("--width", 0, 8))] = 0.5,
+    images: Annotated[int, typer.Option(**COUNT)] = 128,
     batch_size: BatchSize = 64,
     n: Count = 5,
     device: Device = "auto",
@@ -148,9 +170,11 @@ def train(
     data_root: Root = None,
     recipe: Annotated[str | None, typer.Option(help="paper or short; default: the data set's.")] = None,
     batch_size: BatchSize = 64,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or fp16.", callback=one_of("precision", PRECISIONS))
+    ] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the networks.")] = False,
-    workers: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int, typer.Option(**WORKERS)] = 0,
     n: Count = 5,
     device: Device = "auto",
     results: Results = Path("results"),
@@ -162,6 +186,7 @@ def train(
     from sanbench.runs.config import configure
     from sanbench.training.profile import PARTS
 
+    check_data_options([data], {"data_root": data_root})
     used = start(device)
     options: dict[str, Any] = {"precision": precision, "compile": compile, "workers": workers}
     options |= {"recipe": recipe, "changes": {"batch_size": batch_size}} | ({"data_root": data_root} if data_root else {})
@@ -183,7 +208,7 @@ def train(
 def roofline(
     name: Annotated[str, typer.Argument(metavar="SAN", help="One of the pairwise and patchwise networks.")] = "san19",
     dtype: GpuDtype = "bfloat16",
-    batch_size: Annotated[int, typer.Option(help="Images that share the reading of gamma's weights.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images that share the reading of gamma's weights.", **BATCH)] = 128,
 ) -> None:
     """What attention costs on a GPU by its shapes: bytes, multiply-adds and the least time, fused and expanded."""
     from rich.box import SIMPLE
@@ -262,4 +287,4 @@ def conditions(benchmarks: "list[Benchmark]") -> str:
 
 
 def note(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""What the command line prints: errors, progress and tables of records."""
+"""What the command line prints: errors, progress and tables of records.
+
+Names of runs, classes, files and networks may come from a stranger: `console` and `errors` print every text as it is.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,24 +9,39 @@ from typing import TYPE_CHECKING, Any
 
 import typer.core
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
+from rich.text import Text
 
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import kind_of
+from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
 
 if TYPE_CHECKING:
     from sanbench.evaluation.robust import Findings
+    from sanbench.report import Written
     from sanbench.runs.config import TrainConfig
     from sanbench.runs.run import Run
     from sanbench.store.schema import Record
     from sanbench.training.plan import Plan
 
-console = Console()
-errors = Console(stderr=True)
+
+class PlainConsole(Console):
+    """Prints text as it is: no markup, no `:emoji:`, no colours by content, and nothing that steers the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True)
+ClickException = typer.BadParameter.__mro__[2]  # of the click that this typer brings or needs
+SHORT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 INTERRUPTED = 130
 FIGURES = {
     "loss": "loss {:.3f}",
@@ -39,24 +57,71 @@ FIGURES = {
 class Commands(typer.core.TyperGroup):
     """Turns what went wrong into one sentence and an exit code: 2 for what was typed wrong, 1 for what failed."""
 
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        with self.sentences():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         if ctx.params.get("debug"):
             return super().invoke(ctx)
-        try:
+        with self.sentences(ctx):
             return super().invoke(ctx)
-        except typer.Exit:  # it is a RuntimeError
+
+    @contextmanager
+    def sentences(self, ctx: Any = None) -> Iterator[None]:
+        """Print what is raised in the block as a sentence, and end the program."""
+        try:
+            yield
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends the program
             raise
-        except SanbenchError as error:
-            errors.print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             errors.print("Interrupted. What was finished is kept; the same command measures only the rest.")
             raise typer.Exit(INTERRUPTED) from None
-        except (OSError, RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            errors.print(
-                f"[red]Error:[/red] {type(error).__name__}: {escape(str(error))} (sanbench --debug shows where)", soft_wrap=True
-            )
-            raise typer.Exit(1) from None
+        except Exception as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer prints the help
+                raise
+            sentence, code = self.explain(error, ctx)
+            errors.print(Text.assemble(("Error:", "red"), " ", one_line(sentence)), soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    def explain(self, error: Exception, ctx: Any) -> tuple[str, int]:
+        """A sentence and an exit code. Only what nobody foresaw is called a fault of sanbench."""
+        if isinstance(error, SanbenchError):
+            return str(error), error.exit_code
+        if isinstance(error, ClickException):
+            return typed_wrong(error), 2
+        if isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY):
+            return f"There is not enough memory{self.less_memory(ctx)}.", 1
+        if isinstance(error, OSError) and error.strerror:
+            return f"{error.filename or 'A file'} cannot be used: {error.strerror}.", 1
+        reason = str(error).strip() or "no reason is given"
+        return (
+            f"A fault of sanbench, please report it: {reason} ({type(error).__name__}). "
+            "`sanbench --debug ...` with the same words shows where.",
+            1,
+        )
+
+    def less_memory(self, ctx: Any) -> str:
+        """Which options of the command that was run take less."""
+        command = self.commands.get(getattr(ctx, "invoked_subcommand", None) or "")
+        options = {option for parameter in getattr(command, "params", ()) for option in parameter.opts}
+        helping = [option for option in ("--batch-size", "--image-size") if option in options]
+        return f": a smaller {' or '.join(helping)} takes less" if helping else ""
+
+
+def typed_wrong(error: Any) -> str:
+    """What typer says of an option, with the value: `--limit 0 is not accepted: it should be greater than or equal to 1.`"""
+    parameter, cause = getattr(error, "param", None), error.__cause__
+    if isinstance(error, typer.BadParameter) and parameter is not None:
+        name = parameter.opts[-1] if parameter.opts[0].startswith("-") else parameter.human_readable_name
+        message = error.message.rstrip(".")
+        if hasattr(cause, "errors"):  # pydantic's, in newer typers: its message does not hold the value
+            value = cause.errors()[0]["input"]
+            return f"{name} {value} is not accepted: {message.replace('Input', 'it', 1)}."
+        value, _, wanted = message.partition(" is not ")
+        return f"{name} {value} is not accepted: it is not {wanted}."
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "sanbench"
+    return f"{error.format_message().rstrip('.?')}: `{command} --help` lists what is accepted."
 
 
 @contextmanager
@@ -65,7 +130,8 @@ def progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield plain_lines()
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")]
+    words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}")]
+    columns = [words[0], BarColumn(), MofNCompleteColumn(), words[1]]
     with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
         task = bars.add_task("", total=None, figures="")
         latest = Progress("", 0, 0)
@@ -74,7 +140,7 @@ def progress() -> Iterator[Report]:
             nonlocal latest
             if now.total != latest.total or now.done < latest.done:  # another job: its time left is its own
                 bars.reset(task, total=now.total)
-            bars.update(task, description=now.task, completed=now.done, figures=figures(now))
+            bars.update(task, description=printable(now.task), completed=now.done, figures=figures(now))
             latest = now
 
         yield show
@@ -87,10 +153,10 @@ def plain_lines() -> Report:
     def show(now: Progress) -> None:
         nonlocal latest
         if latest is not None and latest.task != now.task:
-            console.print(f"{latest.task} {figures(latest)}".rstrip(), highlight=False, soft_wrap=True)
+            console.print(f"{latest.task} {figures(latest)}".rstrip(), soft_wrap=True)
         latest = now
         if now.done == now.total:
-            console.print(f"{now.task} done {figures(now)}".rstrip(), highlight=False, soft_wrap=True)
+            console.print(f"{now.task} done {figures(now)}".rstrip(), soft_wrap=True)
             latest = None
 
     return show
@@ -120,7 +186,15 @@ def print_records(records: "Sequence[Record]", findings: "Findings") -> None:
     for flag in FLAGS:
         flagged = [f"{record.network.label} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:
-            console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", highlight=False, soft_wrap=True)
+            console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", soft_wrap=True)
+
+
+def print_report(written: "Written") -> None:
+    """The files of a report, and on stderr what it leaves out."""
+    for problem in written.problems:
+        errors.print(problem, soft_wrap=True)
+    for path in written.paths:
+        console.print(path)
 
 
 def short(record: "Record") -> str:
@@ -129,11 +203,10 @@ def short(record: "Record") -> str:
 
 def print_plan(config: "TrainConfig", plan: "Plan", processes: int) -> None:
     """The resolved configuration as JSON, then what it will take."""
-    console.print(config.model_dump_json(indent=1), highlight=False, markup=False)
+    console.print(config.model_dump_json(indent=1))
     console.print(
         f"{plan.parameters:,} parameters; {plan.images:,} images, {plan.steps:,} steps an epoch, {plan.all_steps:,} in all; "
         f"{processes} x {plan.part} images at once, about {plan.memory / 2**20:,.0f} MiB a process in float32.",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -145,7 +218,7 @@ def print_profile(run: "Run", steps: int) -> None:
         console.print(f"Nothing was profiled: the training ended before {steps} steps beyond its first were done.")
         return
     told = ", ".join(f"{part} {share:.1%}" for part, share in shares.items())
-    console.print(f"Time of {steps} steps: {told}. Trace: {run.trace}", highlight=False, soft_wrap=True)
+    console.print(f"Time of {steps} steps: {told}. Trace: {run.trace}", soft_wrap=True)
 
 
 def print_runs(runs: "Sequence[Run]") -> None:
@@ -153,7 +226,12 @@ def print_runs(runs: "Sequence[Run]") -> None:
     from datetime import datetime
 
     table = Table("run", "network", "state", "epoch", "best top-1", "last change")
+    broken = []
     for run in runs:
+        if problem := run.problem():
+            table.add_row(run.name, "", "broken", "", "", "")
+            broken.append(f"{run.name!r} is broken: {problem}")
+            continue
         config, epochs = run.config(), run.epochs()
         best = max((line["validation_top1"] for line in epochs), default=None)
         changed = max(path.stat().st_mtime for path in run.folder.iterdir())
@@ -166,3 +244,5 @@ def print_runs(runs: "Sequence[Run]") -> None:
             f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}",
         )
     console.print(table)
+    for sentence in broken:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)

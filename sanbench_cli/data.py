@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanbench.errors import SanbenchError, unknown
+from sanbench_cli.applicable import Command
 from sanbench_cli.console import console, errors, progress
+from sanbench_cli.options import SIDE
 
 if TYPE_CHECKING:
     from sanbench.data.check import SplitCheck
@@ -17,7 +19,7 @@ Root = Annotated[Path, typer.Option(help="Folder of train/ and val/.")]
 SHOWN = 50  # problems; the rest are counted
 
 
-@data.command()
+@data.command(cls=Command)
 def check(
     name: Name,
     data_root: Root,
@@ -54,16 +56,14 @@ def prepare(
 def shrink(
     data_root: Root,
     output: Annotated[Path, typer.Option(help="Folder of the smaller images.")],
-    size: Annotated[int, typer.Option(help="Shorter side in pixels.")] = 256,
+    size: Annotated[int, typer.Option(help="Shorter side in pixels.", **SIDE)] = 256,
 ) -> None:
     """Re-encode images to a shorter side, for faster training; goes on where it was interrupted."""
     from sanbench.data.shrink import shrink as shrink_set
 
     with progress() as bar:
         images = shrink_set(data_root, output, size, bar)
-    console.print(
-        f"{output}: {images:,} images with shorter sides of at most {size}. Next: --data-root {output}", highlight=False
-    )
+    console.print(f"{output}: {images:,} images with shorter sides of at most {size}. Next: --data-root {output}")
 
 
 def only_imagenet(name: str) -> None:
@@ -80,10 +80,13 @@ def show(found: "list[SplitCheck]", root: Path) -> None:
         cells = [f"{split.classes:,}", f"{split.images:,}", f"{split.bytes / 1e9:.2f}", split.fingerprint or "—"]
         table.add_row(split.subfolder, *cells, f"{len(split.problems):,}")
     console.print(table)
+    for split in found:
+        if split.contents:
+            console.print(f"{split.subfolder}: SHA-256 of names and contents {split.contents}", soft_wrap=True)
     problems = [problem for split in found for problem in split.problems]
     for problem in problems[:SHOWN]:
-        errors.print(problem, highlight=False, markup=False, soft_wrap=True)
+        errors.print(problem, soft_wrap=True)
     if len(problems) > SHOWN:
-        errors.print(f"... and {len(problems) - SHOWN:,} more.", highlight=False)
+        errors.print(f"... and {len(problems) - SHOWN:,} more.")
     if problems:
         raise SanbenchError(f"{root} is not a complete ImageNet: {len(problems):,} problems.")

@@ -9,8 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from sanbench.evaluation.kinds import Kind, Request, parse
+from sanbench_cli.applicable import check_data_options
 from sanbench_cli.console import print_records, progress
-from sanbench_cli.options import Crop, Device, Interpolation, Mean, Resize, Results, Root, Runs, Std, Weights, start
+from sanbench_cli.options import (
+    BATCH,
+    COUNT,
+    DECODERS,
+    PROCESSES,
+    SEED,
+    WORKERS,
+    Crop,
+    Device,
+    Interpolation,
+    Mean,
+    Resize,
+    Results,
+    Root,
+    Runs,
+    Std,
+    Weights,
+    one_of,
+    start,
+)
 
 if TYPE_CHECKING:
     from sanbench.runs.evaluated import EvaluatedModel
@@ -23,12 +43,18 @@ Networks = Annotated[
     ),
 ]
 Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
-Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.")]
-Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.")]
-BatchSize = Annotated[int, typer.Option(min=1)]
-Decoder = Annotated[str, typer.Option(help="pil, torchvision or turbo; published figures were measured with PIL.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images in files; default: one a CPU.")]
-Processes = Annotated[int, typer.Option("--nproc", min=1, help="Processes that measure, each its own images.")]
+Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.", **COUNT)]
+Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
+BatchSize = Annotated[int, typer.Option(**BATCH)]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        help="pil (default), torchvision or turbo; published figures were measured with PIL.",
+        callback=one_of("decoder", DECODERS),
+    ),
+]
+Workers = Annotated[int | None, typer.Option(help="Processes that decode images in files; default: one a CPU.", **WORKERS)]
+Processes = Annotated[int, typer.Option("--nproc", help="Processes that measure, each its own images.", **PROCESSES)]
 Force = Annotated[bool, typer.Option("--force", help="Measure again what the results hold already.")]
 
 
@@ -43,7 +69,7 @@ class Evaluation:
     seed: Seed = 0
     batch_size: BatchSize = 64
     workers: Workers = None
-    decoder: Decoder = "pil"
+    decoder: Decoder = None
     nproc: Processes = 1
     force: Force = False
     weights: Weights = None
@@ -83,9 +109,12 @@ class Evaluation:
         chosen = EvaluationOptions(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
         records = []
         with progress() as bar:
-            for evaluated in load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing):
+            networks = load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing)
+            names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
+            check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
+            for evaluated in networks:
                 evaluated.model.to(device)
-                images = test_images(evaluated, self.data, self.data_root, self.decoder)
+                images = test_images(evaluated, self.data, self.data_root, self.decoder or "pil")
                 records += evaluate(evaluated, images, bind(evaluated, images), store, device, chosen, bar)
         print_records(records, Findings.of(store))
 
@@ -127,4 +156,5 @@ def renamed(option: Parameter, taken: set[str]) -> Parameter:
     if option.name.removeprefix("network_") not in taken:
         return option
     kind, info = get_args(option.annotation)
-    return option.replace(annotation=Annotated[kind, typer.Option(f"--{option.name.replace('_', '-')}", help=info.help)])
+    kept = {name: getattr(info, name) for name in ("help", "min", "max", "metavar", "callback")}
+    return option.replace(annotation=Annotated[kind, typer.Option(f"--{option.name.replace('_', '-')}", **kept)])

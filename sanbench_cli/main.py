@@ -8,10 +8,12 @@ import typer
 from sanbench.errors import InputError
 from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, training
+from sanbench_cli.applicable import Command
 from sanbench_cli.bench import bench
-from sanbench_cli.console import Commands, console, print_records, progress
+from sanbench_cli.console import Commands, console, print_records, print_report, progress
 from sanbench_cli.data import data
-from sanbench_cli.options import Device, Results, Runs, start
+from sanbench_cli.options import REPORTS, Device, Results, Runs, list_of, start
+from sanbench_cli.results import results
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -20,7 +22,7 @@ def version(wanted: bool) -> None:
     if wanted:
         from sanbench import __version__
 
-        console.print(f"sanbench {__version__}", highlight=False)
+        console.print(f"sanbench {__version__}")
         raise typer.Exit
 
 
@@ -32,26 +34,27 @@ def sanbench(
     """Train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
 
 
-app.command()(training.train)
+app.command(cls=Command)(training.train)
 app.command()(training.runs)
 app.command("import")(networks.import_checkpoint)
-app.command()(networks.export)
+app.command(cls=Command)(networks.export)
 for _name, _kind in KINDS.items():
     if _kind.command:
-        app.command(_kind.command)(evaluation.evaluation_command(_name, _kind))
+        app.command(_kind.command, cls=Command)(evaluation.evaluation_command(_name, _kind))
 
 
 @app.command()
 def report(
     results: Results = Path("results"),
-    formats: Annotated[str, typer.Option("--format", help="md, csv, tex, html.")] = "md,csv",
+    formats: Annotated[
+        str, typer.Option("--format", help="md, csv, tex, html.", callback=list_of("format", REPORTS))
+    ] = "md,csv",
 ) -> None:
     """Write the report, CSV tables and pictures from the records."""
     from sanbench.report import write_report
     from sanbench.store.files import Store
 
-    for path in write_report(Store(results), formats):
-        console.print(path, highlight=False)
+    print_report(write_report(Store(results), formats))
 
 
 @app.command()
@@ -76,8 +79,7 @@ def reproduce(
     with progress() as bar:
         records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
     print_records(records, Findings.of(store))
-    for path in write_report(store):
-        console.print(path, highlight=False)
+    print_report(write_report(store))
 
 
 @app.command()
@@ -117,6 +119,7 @@ def info() -> None:
 
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
+app.add_typer(results, name="results")
 
 
 def main() -> None:

@@ -7,16 +7,14 @@ import typer
 
 from sanbench.errors import InputError
 from sanbench_cli.console import console
-from sanbench_cli.options import Runs
-
-Output = Annotated[Path, typer.Option(help="File to write.")]
+from sanbench_cli.options import COUNT, EXPORTS, SIDE, Output, Runs, one_of
 
 
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A file in the layout of the paper's authors.")],
     output: Output,
     model: Annotated[str | None, typer.Option(help="Which network it is, as `sanbench models` lists.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.", **COUNT)] = None,
     export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
 ) -> None:
     """Read a checkpoint of the paper's authors: sanbench import san15.pth --model san15_pairwise --output san15.pt."""
@@ -30,14 +28,19 @@ def import_checkpoint(
         if model is None:
             raise InputError("Name the network that the file holds: --model san15_pairwise.")
         network = import_authors_checkpoint(checkpoint, model, output, classes)
-    console.print(f"{output}: {network.spec.label}, {network.spec.num_classes:,} classes", highlight=False, soft_wrap=True)
+    console.print(f"{output}: {network.spec.label}, {network.spec.num_classes:,} classes", soft_wrap=True)
 
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     output: Output,
-    form: Annotated[str, typer.Option("--format", help="safetensors, onnx, or pt2 (torch.export).")] = "safetensors",
-    image_size: Annotated[int | None, typer.Option(help="Of onnx and pt2; default: of the images it was trained on.")] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="safetensors, onnx, or pt2 (torch.export).", callback=one_of("format", EXPORTS)),
+    ] = "safetensors",
+    image_size: Annotated[
+        int | None, typer.Option(help="Of onnx and pt2; default: of the images it was trained on.", **SIDE)
+    ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
@@ -50,4 +53,4 @@ def export(
     shape = (
         "weights" if form == "safetensors" else f"N x 3 x {side} x {side} in [0, 1] -> N x {evaluated.model.spec.num_classes}"
     )
-    console.print(f"{output}: {evaluated.model.spec.label}, {shape}", highlight=False, soft_wrap=True)
+    console.print(f"{output}: {evaluated.model.spec.label}, {shape}", soft_wrap=True)

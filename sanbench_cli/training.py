@@ -2,47 +2,85 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sanbench.errors import InputError, SanbenchError, unknown
+from sanbench_cli.applicable import check_data_options
 from sanbench_cli.console import console, print_plan, print_profile, print_runs, progress
-from sanbench_cli.options import Device, Root, Runs, start
+from sanbench_cli.options import (
+    ATTENTIONS,
+    BATCH,
+    DECODERS,
+    PRECISIONS,
+    PROCESSES,
+    ROUNDS,
+    SEED,
+    SELECTIONS,
+    SIDE,
+    WORKERS,
+    Device,
+    Root,
+    Runs,
+    number_within,
+    one_of,
+    start,
+)
 
 if TYPE_CHECKING:
     from sanbench.runs.config import TrainConfig
-    from sanbench.runs.run import Run
-
-Knob = Annotated[float | None, typer.Option()]
+    from sanbench.runs.run import Machine, Run
 
 
 def train(
     model: Annotated[str | None, typer.Argument(help="As `sanbench models` lists; san15 means san15_pairwise.")] = None,
-    attention: Annotated[str | None, typer.Option(help="pairwise, patchwise or scalar.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="pairwise, patchwise or scalar.", callback=one_of("attention", ATTENTIONS))
+    ] = None,
     data: Annotated[str | None, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH.")] = None,
     data_root: Root = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch fashion-mnist or cifar10.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the crops of images in folders; default 224.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="pil, torchvision or turbo (default), of images in folders.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the crops of images in folders; default 224.", **SIDE)] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="pil, torchvision or turbo (default), of images in folders.", callback=one_of("decoder", DECODERS)),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
-    select: Annotated[str | None, typer.Option(help="Epoch to evaluate: best by validation, or last.")] = None,
+    epochs: Annotated[int | None, typer.Option(**ROUNDS)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.", **BATCH)] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.", callback=number_within("--lr", 0, 1e6))] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="Epoch to evaluate: best by validation, or last.", callback=one_of("select", SELECTIONS)),
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a CPU.")] = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine that train together.")] = 1,
-    accumulate: Annotated[int | None, typer.Option(help="Parts that a process computes a step in.")] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: bf16 on CUDA, fp32 on a CPU.")] = None,
+    seed: Annotated[int | None, typer.Option(**SEED)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode; default: one a CPU.", **WORKERS)] = None,
+    nproc: Annotated[int, typer.Option(help="Processes on this machine that train together.", **PROCESSES)] = 1,
+    accumulate: Annotated[int | None, typer.Option(help="Parts that a process computes a step in.", **BATCH)] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="bf16, fp16 or fp32; default: bf16 on CUDA, fp32 on a CPU.", callback=one_of("precision", PRECISIONS)
+        ),
+    ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network.")] = None,
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="Repeat bit for bit on CUDA.")] = None,
     skip_bad_images: Annotated[bool | None, typer.Option("--skip-bad-images", help="Up to 0.1% of them.")] = None,
-    save_minutes: Annotated[float | None, typer.Option(help="Between two checkpoints within an epoch; default 30.")] = None,
+    save_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Between two checkpoints within an epoch; default 30.", callback=number_within("--save-minutes", 0, 1e6)
+        ),
+    ] = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write event files too.")] = None,
-    profile: Annotated[int, typer.Option(min=0, metavar="N", help="Trace N steps, and tell where their time goes.")] = 0,
+    profile: Annotated[
+        int, typer.Option(min=0, max=10**6, metavar="N", help="Trace N steps, and tell where their time goes.")
+    ] = 0,
     device: Device = "auto",
     run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN|auto", help="Go on with a run; auto: if there is one.")] = None,
@@ -51,11 +89,14 @@ def train(
 ) -> None:
     """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
-    from sanbench.training.distributed import is_launched, joined, launch
+    from sanbench.training.distributed import joined
+    from sanbench.training.interruption import PROCESS, Interruption
+    from sanbench.training.launcher import is_launched, launch
+    from sanbench.training.loop import machine
     from sanbench.training.loop import train as train_network
 
     fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
-    changes = dict(map(parse_setting, settings or [])) | named(fields)
+    changes = parse_settings(settings or [], named(fields))
     options = named(
         {
             "data_root": data_root,
@@ -81,17 +122,27 @@ def train(
     if nproc > 1 and not is_launched():
         config, folder, continues = choose_run()  # raises for wrong input before there are processes
         if not dry_run:
-            raise typer.Exit(launch(nproc, sys.argv[1:]))
-    with joined(start(device)) as (group, rank_device):
+            with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
+                raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
+    with lost_process_named(), joined(start(device)) as (group, rank_device):
         try:
             config, folder, continues = group.broadcast_from_rank_zero(choose_run)
             if dry_run:
                 show_plan(config, max(nproc, group.size))
                 return
             if group.is_rank_zero and continues:
-                show_changes(folder, config, group.size)
+                show_changes(folder, config, machine(group.size, rank_device))
             with progress() as report:
-                trained = train_network(config, folder, rank_device, report, resume=continues, group=group, profile=profile)
+                trained = train_network(
+                    config,
+                    folder,
+                    rank_device,
+                    report,
+                    resume=continues,
+                    group=group,
+                    profile=profile,
+                    interruption=PROCESS if PROCESS.before else None,  # a program that calls this has handlers of its own
+                )
         except SanbenchError as error:
             if group.is_rank_zero:
                 raise
@@ -102,6 +153,20 @@ def train(
             show_end(trained)
 
 
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """One sentence when a process of the training has ended: of `launch`, which knows which and why, or else of rank 0."""
+    from sanbench.training.distributed import LostProcess
+    from sanbench.training.launcher import LAUNCHER
+
+    try:
+        yield
+    except LostProcess as error:
+        if LAUNCHER in os.environ or os.environ.get("RANK", "0") != "0":
+            raise typer.Exit(error.exit_code) from None
+        raise
+
+
 def named(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were typed."""
     return {name: value for name, value in options.items() if value is not None}
@@ -110,27 +175,49 @@ def named(options: dict[str, Any]) -> dict[str, Any]:
 def choose(
     model: str | None, data: str | None, choices: dict[str, Any], name: str | None, resume: str | None, runs: Path
 ) -> "tuple[TrainConfig, Path, bool]":
-    """The configuration, the folder, and whether the run in it is resumed."""
+    """The configuration, the folder, and whether the run in it is resumed. InputError for options without an effect."""
     from sanbench.runs.config import configure, reconfigure
-    from sanbench.runs.run import Run, all_runs, differences, find_unfinished, free_name
+    from sanbench.runs.run import Run, all_runs, check_name, differences, find_unfinished, free_name
 
+    if name is not None:
+        check_name(name)
     if resume not in (None, "auto"):
+        check_name(str(resume))
         found = Run(runs / str(resume))
         if not found.exists():
             raise unknown("run", str(resume), [run.name for run in all_runs(runs)])
         config = reconfigure(found.config(), model, data, **choices)
-        differences(found, config, 1)
+        check_typed(config, choices)
+        differences(found, config)
         return config, found.folder, True
     if model is None:
         raise InputError("Name a network, as in `sanbench train san10`, or a run to go on with: --resume RUN.")
     config = configure(model, data or "fashion10k", **choices)
+    check_typed(config, choices)
     if resume == "auto":
         unfinished = Run(runs / name) if name else find_unfinished(runs, config)
         if unfinished is not None and unfinished.exists():
-            differences(unfinished, config, 1)
+            differences(unfinished, config)
             return config, unfinished.folder, True
     words = [config.model.label.replace(" ", "-").replace("=", "_"), config.data.rsplit("/")[-1].replace(":", "_")]
     return config, runs / (name or free_name(runs, "-".join([*words, f"s{config.seed}"]))), False
+
+
+def check_typed(config: "TrainConfig", choices: dict[str, Any]) -> None:
+    from sanbench.data import DOWNLOADED, PHOTOGRAPHS
+
+    check_data_options([config.data], {name: choices.get(name) for name in (*DOWNLOADED, *PHOTOGRAPHS)})
+
+
+def parse_settings(texts: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of recipe and network by name, from --set and from options of their own. Raises InputError for one given twice."""
+    found = dict(fields)
+    for text in texts:
+        field, value = parse_setting(text)
+        if field in found:
+            raise InputError(f"--set {text!r} is not accepted: {field} {found[field]} is given already.")
+        found[field] = value
+    return found
 
 
 def parse_setting(text: str) -> tuple[str, str]:
@@ -149,11 +236,11 @@ def show_plan(config: "TrainConfig", processes: int) -> None:
     print_plan(config, plan(config, load_dataset(config.data, "train", config.read_options), processes), processes)
 
 
-def show_changes(folder: Path, config: "TrainConfig", processes: int) -> None:
+def show_changes(folder: Path, config: "TrainConfig", machine: "Machine") -> None:
     from sanbench.runs.run import Run, differences
 
-    changed = differences(Run(folder), config, processes)
-    console.print(f"Going on with {folder.name}{': ' + ', '.join(changed) if changed else ''}.", highlight=False)
+    changed = differences(Run(folder), config, machine)
+    console.print(f"Going on with {folder.name}{': ' + ', '.join(changed) if changed else ''}.")
 
 
 def show_end(run: "Run") -> None:
@@ -161,12 +248,13 @@ def show_end(run: "Run") -> None:
     console.print(
         f"{run.folder}: best validation top-1 {best['validation_top1']:.1%} at epoch {best['epoch']} "
         f"of {run.config().recipe.epochs}. Next: sanbench accuracy {run.name}",
-        highlight=False,
     )
 
 
 def runs(runs: Runs = Path("runs")) -> None:
     """List the runs: state, epoch, best top-1, last change."""
+    if not runs.is_dir():
+        raise InputError(f"There is no folder {runs}: `sanbench train san10` makes runs, --runs names another folder.")
     from sanbench.runs.run import all_runs
 
     print_runs(all_runs(runs))

@@ -290,7 +290,7 @@ def test_benchmarks_are_kept_and_drawn(tmp_path, no_peak):
     assert [one.setting["footprint"] for one in found] == [3, 5]
     assert found[0].setting["san"] == {"model": "san10_pairwise", "footprint": 3}
     assert found[0].ratio[0] == found[0].seconds["san"] / found[0].seconds["resnet"]
-    paths = write_report(Store(tmp_path))
+    paths = write_report(Store(tmp_path)).paths
     assert str(tmp_path / "cost.png") in paths
     assert "| san10_pairwise | resnet26 | evaluate | float32 | 1 | 32 | 5 |" in (tmp_path / "report.md").read_text()
 

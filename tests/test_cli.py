@@ -46,7 +46,7 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
     commands = [
         ["attack", "--attack", "pgd,pgd-l2", "--eps", "8/255", "--steps", 2, "--restarts", 2, "--save-images", 2],
         ["attack", "--attack", "pgd", "--eps", "8/255", "--steps", 2, "--surrogate", "resnet26"],
-        ["rotate", "--angles", "0:90:30,mirror", "--crop", "inscribed", "--fill", "grey"],
+        ["rotate", "--angles", "0:90:30,mirror", "--crop", "inscribed"],
         ["corrupt", "--kinds", "fog,contrast", "--severity", "1:2"],
     ]
     for command in commands:
@@ -120,8 +120,8 @@ def test_what_is_typed_wrong_ends_with_2_and_one_sentence(arguments, named, plac
         (["san10", "--set", "footprnt=3"], "Did you mean 'footprint'"),
         (["san10", "--set", "footprint"], "--set 'footprint'"),
         (["san10", "--set", "footprint=4"], "footprint 4"),
-        (["san10", "--attention", "patch"], "attention=patch"),
-        (["san10", "--epochs", "0"], "epochs=0"),
+        (["san10", "--attention", "patch"], "attention 'patch'"),
+        (["san10", "--epochs", "0"], "--epochs 0"),
         (["san10", "--recipe", "papers"], "Did you mean 'paper'"),
         (["san10", "--data", "folder:/nowhere"], "no folder /nowhere/train"),
         (["san10", "--data", "cifar10", "--data-root", "/nowhere"], "cifar10 is not under /nowhere"),
@@ -169,7 +169,7 @@ def test_an_unwritable_results_folder_ends_with_1(runs, tmp_path):
         outcome = sanbench(*command, "--runs", runs, "--results", tmp_path / "results")
         assert outcome.exit_code == 1
         assert "--results" in outcome.stderr
-    assert sanbench("report", "--results", tmp_path / "results").exit_code == 1
+    assert sanbench("report", "--results", tmp_path / "results").exit_code == 2
     assert (tmp_path / "results").read_text() == "a file, not a folder"
 
 
@@ -180,7 +180,10 @@ def test_a_fault_of_ours_is_one_sentence_unless_debugging(places, monkeypatch):
     monkeypatch.setattr("sanbench.evaluation.evaluate.evaluate", fails)
     outcome = sanbench("accuracy", *places)
     assert outcome.exit_code == 1
-    assert outcome.stderr == "Error: RuntimeError: out of luck (sanbench --debug shows where)\n"
+    assert outcome.stderr == (
+        "Error: A fault of sanbench, please report it: out of luck (RuntimeError). "
+        "`sanbench --debug ...` with the same words shows where.\n"
+    )
     assert isinstance(sanbench("--debug", "accuracy", *places).exception, RuntimeError)
 
 

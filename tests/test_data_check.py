@@ -119,7 +119,7 @@ def test_decoding_goes_on_where_it_was_interrupted(small, monkeypatch):
     next(changed.iterdir()).write_bytes(b"y" * 10)
     read = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda file, **options: read.append(file.name) or real(file, **options))
     found = check(small, SMALL, decode=True)
     files = {(d["subfolder"], d["name"]) for d in done if d != done[3]}
     assert len(read) == 40 - sum(len(list((small / p / n).iterdir())) for p, n in files)

@@ -1,6 +1,6 @@
 """Triton kernels compiled without a GPU: what they need of the chip at the stages' shapes.
 
-`python -m tests.test_gpu_compile` compiles all of them and prints the tables of docs/performance.md.
+`python -m tests.test_gpu_compile` compiles all of them and prints the tables of docs/gpu-registers.md.
 """
 
 import subprocess
@@ -77,9 +77,9 @@ def test_every_kernel_fits(attention: str, stage: int, dtype: torch.dtype, capab
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("attention", "dtype"), list(product(FUSED, DTYPES.values())))
 def test_the_docs_have_what_was_compiled(attention: str, dtype: torch.dtype) -> None:
-    docs = (ROOT / "docs" / "performance.md").read_text()
+    docs = (ROOT / "docs" / "gpu-registers.md").read_text()
     if f"Triton {version('triton')}" not in docs:
-        pytest.skip(f"docs/performance.md is of another Triton than {version('triton')}")
+        pytest.skip(f"docs/gpu-registers.md is of another Triton than {version('triton')}")
     assert table(attention, dtype) in docs
 
 
@@ -92,7 +92,7 @@ def test_products_are_as_precise_as_torchs(attention: str) -> None:
         for allowed, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
             products.fp32_precision = allowed
             for launch in kernels.launches(attention, 1, torch.float32):
-                found = launch.arguments.get("PRECISION") or launch.arguments["LAYER"].precision
+                found = launch.arguments.get("PRECISION") or launch.arguments["SHAPES"].precision
                 assert found == wanted, launch.kernel
     finally:
         products.fp32_precision = before
@@ -101,7 +101,7 @@ def test_products_are_as_precise_as_torchs(attention: str) -> None:
 def test_an_oversized_kernel_is_seen() -> None:
     """The compiler itself does not refuse what no chip can run: the check above has to."""
     launch = next(x for x in kernels.launches("patchwise", 3, torch.float32) if x.kernel.__name__ == "attention_forward")
-    launch.arguments["LAYER"] = replace(launch.arguments["LAYER"], narrow_block=64)
+    launch.arguments["SHAPES"] = replace(launch.arguments["SHAPES"], narrow_block=64)
     needs = resources(launch, Tile.of(4, ROWS=0, COLUMNS=128, BLOCK=32), 80)
     assert needs.spills > SPILLS
 

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ["errors", "progress", "device", "store", "ops", "models", "data", "runs", "evaluation", "training", "studies"]
+ROOMS = [
+    "errors",
+    "printable",
+    "progress",
+    "device",
+    "store",
+    "ops",
+    "models",
+    "data",
+    "runs",
+    "evaluation",
+    "training",
+    "studies",
+]
 ROOMS += ["report", "bench"]
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sanbench").rglob("*.py"))

@@ -1,76 +1,101 @@
-"""The README stays true: every command in it is one that the command line takes, every field one that exists."""
+"""Every command of the README and of docs/ is one that the command line takes, and the Python in them runs."""
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
-import sanbench
-import sanbench.studies.presets  # before a test exchanges what it imports
-from sanbench.models.san import SANConfig
-from sanbench.runs.run import Run
-from tests.support import commands, elsewhere
+from sanbench_cli.main import app
+from tests.support import readme_files
+from tests.support.commands import sanbench as run_sanbench
+from tests.test_docs import PAGES
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (sanbench .*)$", TEXT, re.M)]
+TEXTS = {path.name: path.read_text() for path in PAGES}
+BLOCKS = {name: re.findall(r"^    (sanbench .*)$", text, re.M) for name, text in TEXTS.items()}
+COMMANDS = [(name, shlex.split(line, comments=True)[1:]) for name, lines in BLOCKS.items() for line in lines]
+INLINE = [
+    (name, line) for name, text in TEXTS.items() for line in re.findall(r"`(sanbench [a-z][^`]*)`", " ".join(text.split()))
+]
+INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)", TEXTS["slurm.md"].replace("\\\n", " "))]
+
+LONG_WORK = {  # what a command does at its end: the library call that it is there for
+    "train": ("sanbench.training.loop.train", "sanbench.training.distributed.launch"),
+    **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.evaluate.evaluate",)),
+    "export": ("sanbench.models.export.export_model",),
+    "reproduce": ("sanbench.studies.presets.reproduce",),
+    "bench model": ("sanbench.bench.networks.time_pairs",),
+    "bench ops": ("sanbench.bench.layers.time_layers",),
+    "bench train": ("sanbench.bench.training.time_training",),
+    "bench evaluate": ("sanbench.bench.evaluation.time_evaluation",),
+    "bench data": ("sanbench.bench.reading.time_reading",),
+    "bench kernels": ("sanbench.bench.gpu_kernels.compile_kernels",),
+    "data check": ("sanbench.data.check.check",),
+    "data prepare": ("sanbench.data.prepare.prepare",),
+    "data shrink": ("sanbench.data.shrink.shrink",),
+}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_reach_their_library_call(command, runs, tmp_path, monkeypatch):
-    """Options are read, names resolved and networks loaded as in earnest; only the long work at the end is left out."""
+class Reached(BaseException):
+    """The long work would begin now."""
+
+
+def begin(*args, **named):
+    raise Reached
+
+
+@pytest.fixture(scope="session")
+def results(runs, tmp_path_factory):
+    """A results folder with a record of each network."""
+    folder = tmp_path_factory.mktemp("measured") / "results"
+    outcome = run_sanbench("accuracy", "--limit", 6, "--runs", runs, "--results", folder)
+    assert outcome.exit_code == 0, outcome.output
+    return folder
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page} {' '.join(words)}" for page, words in COMMANDS])
+def test_commands_reach_their_library_call(page, command, runs, results, tmp_path, monkeypatch):
+    """Options are read, names resolved and networks loaded as in earnest; what takes long is not begun."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    seeds = {f"seed-{seed}": "san10" for seed in range(3)}
-    for name, own in {"resnet26": "resnet26", "san10": "san10", "mine": "san10", **seeds}.items():
-        if "--run" not in command or name not in ("mine", "seed-0"):
-            (tmp_path / "runs" / name).symlink_to(runs / own)
-    elsewhere.provide(command, tmp_path)
-    called = []
-    trained = Run(runs / "san10")
-    monkeypatch.setattr("sanbench.training.loop.train", lambda *args, **named: called.append("train") or trained)
-    monkeypatch.setattr("sanbench.training.distributed.launch", lambda *args, **named: called.append("train"))
-    monkeypatch.setattr("sanbench.evaluation.evaluate.evaluate", lambda *args: called.append(command[0]) or [])
-    monkeypatch.setattr("sanbench.models.export.export_model", lambda *args: called.append("export"))
-    monkeypatch.setattr("sanbench.bench.networks.time_pairs", lambda *args, **named: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.bench.layers.time_layers", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.bench.training.time_training", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.bench.evaluation.time_evaluation", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.bench.reading.time_reading", lambda *args: called.append("bench") or exit(0))
-    monkeypatch.setattr("sanbench.data.check.check", lambda *args, **named: called.append("data") or [])
-    monkeypatch.setattr("sanbench.data.prepare.prepare", lambda *args: None)
-    monkeypatch.setattr("sanbench.data.shrink.shrink", lambda *args: called.append("data") or 0)
-    monkeypatch.setattr("sanbench.studies.presets.reproduce", lambda *args: called.append("reproduce") or ([], []))
-    outcome = commands.sanbench(*command)
-    assert outcome.exit_code == 0, outcome.output
-    if command[0] not in ("models", "report", "info", "import"):
-        assert command[0] in called
+    shutil.copytree(results, tmp_path / "results")
+    for name in ("resnet26", "baseline", "san10", "mine", "seed-0", "seed-1", "seed-2"):
+        if "--run" not in command or name != command[command.index("--run") + 1]:
+            (tmp_path / "runs" / name).symlink_to(runs / ("resnet26" if name in ("resnet26", "baseline") else "san10"))
+    readme_files.provide(command, tmp_path)
+    work = LONG_WORK.get(" ".join(command[:2])) or LONG_WORK.get(command[0])
+    if work is None or "--dry-run" in command:
+        outcome = run_sanbench(*command)
+        assert outcome.exit_code == 0, outcome.output
+        return
+    for path in work:
+        monkeypatch.setattr(path, begin)
+    with pytest.raises(Reached):
+        print(run_sanbench(*command).output)
 
 
-def test_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^    make (\S+)", TEXT, re.M)
-    assert targets
-    assert all(f"\n{target}: " in makefile for target in targets)
+@pytest.mark.parametrize(("page", "line"), INLINE, ids=[f"{page} {line}" for page, line in INLINE])
+def test_commands_within_sentences_exist(page, line):
+    """Their names and their options; what stands for a value need not be one."""
+    command = typer.main.get_command(app)
+    words = re.sub(r"[\[\]]", " ", line).split()
+    words = words[1:] if words[0] == "sanbench" else words
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    assert not hasattr(command, "commands") or not words or words[0].startswith("-"), line
+    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    assert [word for word in words if word.startswith("-") and word.split("=")[0] not in known] == []
 
 
-def test_the_table_of_fields_is_complete():
-    table = TEXT.split("| field | values |")[1].split("\n\n")[0]
-    fields = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
-    assert fields | {"blocks", "heads"} == set(SANConfig.model_fields)
+PYTHON = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
 
 
-def test_the_library_example_runs(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[name for name, _ in PYTHON])
+def test_python_runs(page, code, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(runs / "san10")
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"REPOSITORY": str(Path(__file__).parent.parent)}
     exec(code, scope)
-    assert isinstance(scope["model"], sanbench.models.Classifier)
-
-
-def test_pictures_and_links_are_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("http") or (ROOT / target).exists(), target

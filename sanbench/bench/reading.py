@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sanbench.bench.timing import time_in_turn
 from sanbench.data import Loader, ReadOptions, Split, load_dataset
-from sanbench.data.decoding import Region, find_decoder
+from sanbench.data.decoding import Region, find_decoder, opened
 from sanbench.data.folders import SUFFIXES
 from sanbench.errors import InputError
 from sanbench.progress import Report, silent
@@ -71,7 +71,7 @@ def make_photographs(photographs: Path, root: Path, count: int) -> float:
     suitable = []
     for path in sorted(photographs.rglob("*")) if photographs.is_dir() else []:
         if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as file:
+            with opened(path) as (file, _):
                 if min(file.size) >= HEIGHT:
                     suitable.append(file.convert("RGB"))
     if not suitable:

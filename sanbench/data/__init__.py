@@ -40,12 +40,21 @@ class ReadOptions:
 class Dataset:
     """`load(split, options)` reads a split; `recipe` is the name of the default recipe.
 
-    `photographs` are resized and cropped to `image_size`; other data sets have a size of their own.
+    options  those of the command line that change what is read: all others are refused
     """
 
     load: Callable[[Split, ReadOptions], Images]
     recipe: str = "short"
-    photographs: bool = False
+    options: tuple[str, ...] = ()
+
+    @property
+    def photographs(self) -> bool:
+        """Whether images are resized and cropped to `image_size`; those of other data sets have a size of their own."""
+        return "image_size" in self.options
+
+
+PHOTOGRAPHS = ("image_size", "decoder", "skip_bad_images")
+DOWNLOADED = ("data_root", "download")
 
 
 def folder(split: Split, options: ReadOptions, name: str, layout: Layout | None = None) -> Images:
@@ -57,10 +66,14 @@ def folder(split: Split, options: ReadOptions, name: str, layout: Layout | None 
 
 DATASETS: dict[str, Dataset] = {
     "fashion10k": Dataset(lambda split, options: load_fashion10k(split)),
-    "fashion-mnist": Dataset(lambda split, options: load_fashion_mnist(split, options.root, options.download)),
-    "cifar10": Dataset(lambda split, options: load_cifar10(split, options.root, options.download)),
-    "imagenet": Dataset(lambda split, options: folder(split, options, "imagenet", Layout()), recipe="paper", photographs=True),
-    "folder:PATH": Dataset(lambda split, options: folder(split, options, f"folder:{options.root}"), photographs=True),
+    "fashion-mnist": Dataset(
+        lambda split, options: load_fashion_mnist(split, options.root, options.download), options=DOWNLOADED
+    ),
+    "cifar10": Dataset(lambda split, options: load_cifar10(split, options.root, options.download), options=DOWNLOADED),
+    "imagenet": Dataset(
+        lambda split, options: folder(split, options, "imagenet", Layout()), "paper", ("data_root", *PHOTOGRAPHS)
+    ),
+    "folder:PATH": Dataset(lambda split, options: folder(split, options, f"folder:{options.root}"), options=PHOTOGRAPHS),
 }
 
 

@@ -2,19 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image
-
-from sanbench.data.decoding import PIL_ERRORS
+from sanbench.data.decoding import eight_bits, opened
 from sanbench.data.folders import SUFFIXES, ClassFolder, class_names, fingerprint, list_class
 from sanbench.data.imagenet import Layout
 from sanbench.data.threads import in_threads
-from sanbench.errors import InputError, SanbenchError
+from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent
 
 JOURNAL = ".decoded.jsonl"  # in the root: which class folders were decoded, until all are
@@ -23,13 +21,19 @@ NAMED = 5  # names in a sentence about many
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The content of train/ or val/. `fingerprint` is that of records of these images."""
+    """The content of train/ or val/.
+
+    fingerprint  that of records of these images: SHA-256 over names and sizes. Another file of equal name and size is not
+                 seen: what was measured on the old one counts as measured
+    contents     SHA-256 over names and bytes of all files, the same on every machine; only decoding them finds it
+    """
 
     subfolder: str
     classes: int
     images: int
     bytes: int
     fingerprint: str
+    contents: str
     problems: tuple[str, ...]  # a sentence each; every unreadable file has its own
 
 
@@ -38,19 +42,20 @@ def check(
 ) -> list[SplitCheck]:
     """Compare root/train and root/val with the `layout`, ImageNet's without one, by names and sizes alone.
 
-    With `decode` every image is decoded too, on all CPUs; an interrupted call goes on, by `journal` (default: a file in
-    `root`), with the class folders that are left or have changed. Raises InputError if there is no `root`.
+    With `decode` every image is decoded too, on all CPUs, and its bytes enter `contents`; an interrupted call goes on, by
+    `journal` (default: a file in `root`), with the class folders that are left or have changed. Raises InputError if there
+    is no `root`.
     """
     if not root.is_dir():
         raise InputError(f"There is no folder {root}: name the one that holds train/ and val/.")
     layout = layout or Layout()
     found = {subfolder: list_split(root / subfolder, layout, progress) for subfolder in layout.images}
-    broken: dict[str, list[str]] = {subfolder: [] for subfolder in found}
+    decoded: dict[tuple[str, str], Decoded] = {}
     if decode:
         with closing(Journal(journal or root / JOURNAL)) as kept:
-            decode_all(root, found, broken, kept, progress)
+            decoded = decode_all(root, found, kept, progress)
             kept.finish()  # the next check decodes all again
-    return [check_split(root, subfolder, layout, classes, broken[subfolder]) for subfolder, classes in found.items()]
+    return [check_split(root, subfolder, layout, classes, decoded) for subfolder, classes in found.items()]
 
 
 def list_split(split: Path, layout: Layout, progress: Report) -> list[ClassFolder]:
@@ -62,7 +67,9 @@ def list_split(split: Path, layout: Layout, progress: Report) -> list[ClassFolde
     return found
 
 
-def check_split(root: Path, subfolder: str, layout: Layout, classes: Sequence[ClassFolder], broken: list[str]) -> SplitCheck:
+def check_split(
+    root: Path, subfolder: str, layout: Layout, classes: Sequence[ClassFolder], decoded: "Mapping[tuple[str, str], Decoded]"
+) -> SplitCheck:
     images = sum(len(folder.files) for folder in classes)
     problems = [*structure_problems(root / subfolder, layout, classes)]
     if classes and images != layout.images[subfolder]:
@@ -72,8 +79,11 @@ def check_split(root: Path, subfolder: str, layout: Layout, classes: Sequence[Cl
             if size <= 0:
                 problems.append(f"{subfolder}/{folder.name}/{file} {'is empty' if size == 0 else 'cannot be opened'}.")
     size = sum(size for folder in classes for size in folder.sizes if size > 0)
-    digest = fingerprint(root, subfolder, classes) if images else ""
-    return SplitCheck(subfolder, len(classes), images, size, digest, (*problems, *broken))
+    names_and_sizes = fingerprint(root, subfolder, classes) if images else ""
+    whole = [decoded[subfolder, folder.name] for folder in classes] if decoded else []
+    contents = hashlib.sha256("".join(part.contents for part in whole).encode()).hexdigest() if whole else ""
+    broken = sorted(sentence for part in whole for sentence in part.broken)
+    return SplitCheck(subfolder, len(classes), images, size, names_and_sizes, contents, (*problems, *broken))
 
 
 def structure_problems(split: Path, layout: Layout, classes: Sequence[ClassFolder]) -> Iterator[str]:
@@ -105,8 +115,15 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
+class Decoded(NamedTuple):
+    """Of a class folder: a sentence for each image that cannot be decoded, and SHA-256 over names and bytes of all."""
+
+    broken: list[str]
+    contents: str
+
+
 class Journal:
-    """A line for each decoded class folder: subfolder, name, a hash of its files' names and sizes, sentences on broken ones."""
+    """A line for each decoded class folder: subfolder, name, a hash of its files' names and sizes, and its `Decoded`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,13 +138,13 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SanbenchError(f"{path} cannot keep what was decoded: {error}. Name another file with --journal.") from error
 
-    def broken(self, subfolder: str, folder: ClassFolder) -> list[str] | None:
-        """The sentences on broken files of this folder, None if these files were not decoded yet."""
+    def find(self, subfolder: str, folder: ClassFolder) -> Decoded | None:
+        """What decoding this folder gave, None if these files were not decoded yet."""
         entry = self.done.get((subfolder, folder.name))
-        return entry["broken"] if entry and entry["files"] == digest(folder) else None
+        return Decoded(entry["broken"], entry["contents"]) if entry and entry["files"] == digest(folder) else None
 
-    def add(self, subfolder: str, folder: ClassFolder, broken: list[str]) -> None:
-        entry = {"subfolder": subfolder, "name": folder.name, "files": digest(folder), "broken": broken}
+    def add(self, subfolder: str, folder: ClassFolder, decoded: Decoded) -> None:
+        entry = {"subfolder": subfolder, "name": folder.name, "files": digest(folder), **decoded._asdict()}
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
 
@@ -144,36 +161,36 @@ def digest(folder: ClassFolder) -> str:
 
 
 def decode_all(
-    root: Path, found: dict[str, list[ClassFolder]], broken: dict[str, list[str]], journal: Journal, progress: Report
-) -> None:
-    """Add a sentence to `broken[subfolder]` for each image that cannot be decoded. One thread decodes a class folder."""
-    left = []
-    for subfolder, classes in found.items():
-        for folder in classes:
-            known = journal.broken(subfolder, folder)
-            if known is None:
-                left.append((subfolder, folder))
-            else:
-                broken[subfolder] += known
-    total = sum(len(classes) for classes in found.values())
-    for done, ((subfolder, folder), sentences) in enumerate(in_threads(lambda job: broken_images(root, *job), left), start=1):
-        journal.add(subfolder, folder, sentences)
-        broken[subfolder] += sentences
-        progress(Progress("decode, by class folder", total - len(left) + done, total))
-    for sentences in broken.values():
-        sentences.sort()
+    root: Path, found: dict[str, list[ClassFolder]], journal: Journal, progress: Report
+) -> dict[tuple[str, str], Decoded]:
+    """By subfolder and class, what decoding it gave. One thread decodes a class folder."""
+    jobs = [(subfolder, folder) for subfolder, classes in found.items() for folder in classes]
+    decoded = {(subfolder, folder.name): known for subfolder, folder in jobs if (known := journal.find(subfolder, folder))}
+    left = [(subfolder, folder) for subfolder, folder in jobs if (subfolder, folder.name) not in decoded]
+    for (subfolder, folder), outcome in in_threads(lambda job: decode_class(root, *job), left):
+        journal.add(subfolder, folder, outcome)
+        decoded[subfolder, folder.name] = outcome
+        progress(Progress("decode, by class folder", len(decoded), len(jobs)))
+    return decoded
 
 
-def broken_images(root: Path, subfolder: str, folder: ClassFolder) -> list[str]:
-    """A sentence for each image of the class folder that PIL cannot decode."""
-    sentences = []
+def decode_class(root: Path, subfolder: str, folder: ClassFolder) -> Decoded:
+    """Decode each image of the class folder with PIL."""
+    sentences, contents = [], hashlib.sha256()
     for file, size in zip(folder.files, folder.sizes, strict=True):
         if size <= 0:
             continue  # check_split names it
-        path = root / subfolder / folder.name / file
+        path, name = root / subfolder / folder.name / file, f"{subfolder}/{folder.name}/{file}"
         try:
-            with Image.open(path) as image:
+            with opened(path) as (image, _):
                 image.load()
-        except PIL_ERRORS as error:
-            sentences.append(f"{subfolder}/{folder.name}/{file} cannot be decoded: {error}.")
-    return sentences
+                eight_bits(image)
+            with path.open("rb") as content:
+                contents.update(
+                    f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode(errors="surrogateescape")
+                )
+        except UnreadableImage as error:
+            sentences.append(f"{name} cannot be decoded: {str(error).removeprefix(str(path)).strip()}")
+        except OSError as error:
+            sentences.append(f"{name} cannot be read: {error.strerror or error}.")
+    return Decoded(sentences, contents.hexdigest())

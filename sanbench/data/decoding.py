@@ -2,13 +2,21 @@
 
 Published figures were measured with PIL: its pixels are the reference. The other decoders read JPEG files of colour or grey;
 every other file, and every file that libjpeg rejects, is read by PIL, so that all decoders fail on the same files.
+
+A file may come from a stranger: what is opened, which formats and how many pixels are accepted is decided here alone.
+An EXIF orientation is ignored, as torchvision's ImageFolder and timm do, by which the published figures were measured.
 """
 
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -18,7 +26,12 @@ from torchvision.transforms.v2 import functional as F
 from sanbench.errors import InputError, UnreadableImage, unknown
 
 JPEG = b"\xff\xd8\xff"
-PIL_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+ACCEPTED = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # PIL's others include EPS, for which it starts Ghostscript
+MOST_PIXELS = 89_478_485  # of a file: 256 MiB in RGB, where PIL begins to warn
+MOST_BYTES = 2 * 3 * MOST_PIXELS + 2**20  # of a file: so many pixels of three 16-bit channels, not compressed
+MOST_RESIZED = 2**25  # pixels after resizing, 96 MiB in RGB: a square of 5,792, or 512 to 1 with a shorter side of 256
+SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I, of 32-bit integers, holds 16 bits: PIL has no mode of its own for them
+ORIENTATION = "EXIF orientation ignored"
 
 
 class Region(NamedTuple):
@@ -47,14 +60,74 @@ class Region(NamedTuple):
 Choose = Callable[[int, int], Region]  # from a file's width and height
 
 
+def regular_file(path: str | os.PathLike[str]) -> None:
+    """Raise UnreadableImage for what is no regular file before it is opened: a FIFO waits for ever, a device never ends."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableImage(f"{path} is not a readable image: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage(f"{path} is not a readable image: it is no regular file.")
+    if status.st_size > MOST_BYTES:
+        raise UnreadableImage(f"{path} is not a readable image: it has {status.st_size:,} bytes, accepted are {MOST_BYTES:,}.")
+
+
+def limited(path: str, width: int, height: int, choose: Choose | None = None) -> Region:
+    """The region that `choose` takes (by default all) of a file of this size. Raises UnreadableImage if either is too large."""
+    if not 0 < width * height <= MOST_PIXELS:
+        raise UnreadableImage(f"{path} has {width} x {height} pixels: accepted are up to {MOST_PIXELS:,}.")
+    region = choose(width, height) if choose else Region(0, 0, width, height, (height, width))
+    if choose and region.size[0] * region.size[1] > MOST_RESIZED:
+        high, wide = region.size
+        raise UnreadableImage(
+            f"{path} has {width} x {height} pixels and would be resized to {wide} x {high}: accepted are up to "
+            f"{MOST_RESIZED:,} pixels."
+        )
+    return region
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], choose: Choose | None = None) -> Iterator[tuple[Image.Image, Region]]:
+    """The file as PIL opens it, before its pixels are decoded, and the region that `choose` takes of it.
+
+    Whatever PIL raises in the block becomes UnreadableImage with the path.
+    """
+    regular_file(path)
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=ACCEPTED) as image:
+            yield image, limited(str(path), *image.size, choose)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # a broken file may end PIL in any error: IndexError, struct.error, zlib.error, ...
+        reason = f"it is none of {', '.join(ACCEPTED)}" if isinstance(error, UnidentifiedImageError) else plain_reason(error)
+        raise UnreadableImage(f"{path} is not a readable image: {reason}.") from error
+
+
+def plain_reason(error: Exception) -> str:
+    """The first line of what `error` says."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return (getattr(error, "strerror", None) or str(error) or "it is broken").splitlines()[0].rstrip(".")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """`image` as RGB, as published pipelines convert it; 16-bit grey, which they make white, as grey of 8 bits (mode L).
+
+    Raises ValueError for floating point and other integers, whose white is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        numbers = "32-bit integers" if image.mode == "I" else "floating point numbers"
+        raise ValueError(f"mode {image.mode}, {numbers}, is not accepted: write 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
 def read_pil(path: str, choose: Choose) -> Tensor:
     """3 x H x W, uint8, resized by PIL. Raises UnreadableImage."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except PIL_ERRORS as error:
-        raise UnreadableImage(f"{path} is not a readable image: {error}.") from error
-    region = choose(*image.size)
+    with opened(path, choose) as (file, region):
+        image = eight_bits(file).convert("RGB")
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
     part = image if box == (0, 0, *image.size) else image.crop(box)
     return F.pil_to_tensor(F.resize(part, list(region.size), InterpolationMode(region.interpolation)))
@@ -63,8 +136,9 @@ def read_pil(path: str, choose: Choose) -> Tensor:
 def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
     from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29
 
-    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    return pixels, choose(pixels.shape[2], pixels.shape[1])
+    with Image.open(BytesIO(data), formats=("JPEG",)) as header:  # decode_jpeg would make room for any size
+        region = choose(*header.size)
+    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB), region
 
 
 def decode_turbo(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
@@ -98,8 +172,8 @@ class Decoder:
 
     @property
     def about(self) -> str:
-        """`PIL 12.0.0`: how a record names it."""
-        return ", ".join(f"{name} {import_module(name).__version__}" for name in self.packages)
+        """`PIL 12.0.0, EXIF orientation ignored`: how a record names it."""
+        return ", ".join([*(f"{name} {import_module(name).__version__}" for name in self.packages), ORIENTATION])
 
     def read(self, path: str, choose: Choose) -> Tensor:
         """The region that `choose` takes. Raises UnreadableImage, with the path, for a file that PIL cannot read either."""
@@ -114,11 +188,17 @@ class Decoder:
 
     def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, Region] | None:
         assert self.decode is not None
+        regular_file(path)
         try:
             with open(path, "rb") as file:
-                data = file.read()
-            return self.decode(data, choose) if data.startswith(JPEG) else None
-        except (OSError, ValueError, RuntimeError):
+                start = file.read(len(JPEG))
+                if start != JPEG:
+                    return None
+                data = start + file.read()
+            return self.decode(data, lambda width, height: limited(path, width, height, choose))
+        except UnreadableImage:
+            raise
+        except Exception:  # PIL has the last word on a file that libjpeg rejects
             return None
 
 

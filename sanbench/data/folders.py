@@ -15,9 +15,10 @@ from torchvision.transforms.v2 import functional as F
 from sanbench.data.decoding import Region, find_decoder, random_box, whole
 from sanbench.data.imagenet import Layout, class_indices
 from sanbench.data.images import Images
-from sanbench.errors import InputError
+from sanbench.errors import InputError, SanbenchError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+SIDES = range(1, 4682)  # of photographs, resized and cropped: 4,096 is cropped from 4,681; a batch of 64 takes 3 GB
 SHRUNK = "shrunk.json"  # in the root of a data set that `sanbench data shrink` wrote
 
 
@@ -58,12 +59,23 @@ def list_classes(split: Path) -> Iterator[ClassFolder]:
 
 def shrunk(root: Path) -> dict[str, Any] | None:
     """The settings of `sanbench data shrink` if it wrote these images. Raises InputError if it has not finished."""
-    path = root / SHRUNK
-    if not path.is_file():
+    if not (root / SHRUNK).is_file():
         return None
-    marker: dict[str, Any] = json.loads(path.read_text())
+    marker = read_marker(root)
     if not marker["finished"]:
         raise InputError(f"{root} is not finished: the same `sanbench data shrink` again goes on with it.")
+    return marker
+
+
+def read_marker(root: Path) -> dict[str, Any]:
+    """What `sanbench data shrink` wrote into `root`. Raises SanbenchError for a file that it did not write."""
+    path = root / SHRUNK
+    try:
+        marker = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SanbenchError(f"{path} cannot be read: shrink the images again into another folder.") from error
+    if not isinstance(marker, dict) or not {"finished", "size"} <= marker.keys():
+        raise SanbenchError(f"{path} is not what `sanbench data shrink` writes: shrink the images again into another folder.")
     return marker
 
 
@@ -98,6 +110,9 @@ class FolderImages(Images):
     ) -> None:
         self.name, self.split, self.image_size = name, split, image_size
         self.resized_side, self.interpolation = resize or round(image_size * 256 / 224), interpolation
+        for option, side in (("image_size", image_size), ("resize", self.resized_side)):
+            if side not in SIDES:
+                raise InputError(f"{option} {side} is not accepted: accepted are {SIDES.start} to {SIDES.stop - 1} pixels.")
         if interpolation == "lanczos" and decoder != "pil":
             raise InputError(f"interpolation {interpolation} is not accepted with decoder {decoder}: accepted is pil.")
         self.held_out = (root / "test").is_dir()

@@ -74,7 +74,11 @@ def renamed_classes(index: Mapping[str, int], names: list[str], root: Path) -> l
     if not path.is_file():
         return names
     names = list(names)
-    for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not accepted: byte {error.start} is not UTF-8.") from error
+    for line in filter(str.strip, text.splitlines()):
         folder, _, name = line.strip().partition(" ")
         if folder not in index or not name.strip():
             raise InputError(

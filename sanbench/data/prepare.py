@@ -1,5 +1,6 @@
 """ImageNet from its official archives, through torchvision's parser: `sanbench data prepare imagenet`."""
 
+import os
 import shutil
 import tarfile
 import threading
@@ -36,8 +37,32 @@ def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
         raise SanbenchError(f"Cannot write {root}: {error.strerror or error}.") from error
     check_space(root, files)
     for name, step in left.items():
-        with broken_archive_named(files[name]):
+        with broken_archive_named(files[name]), only_inside():
             step(files[name].resolve(), root, progress)
+
+
+@contextmanager
+def only_inside() -> Iterator[None]:
+    """Extract with tarfile's data filter, whatever the checksum: Python before 3.14 would write outside the folder.
+
+    torchvision calls `extractall` without a filter; this is tarfile's documented attribute for such callers.
+    """
+    before = tarfile.TarFile.__dict__.get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(inside)
+    try:
+        yield
+    finally:
+        if before is None:
+            del tarfile.TarFile.extraction_filter
+        else:
+            tarfile.TarFile.extraction_filter = before
+
+
+def inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Raises tarfile.FilterError for absolute names too, from which the data filter takes the slash."""
+    if member.name.startswith(("/", os.sep)):
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, folder)
 
 
 def check_space(root: Path, files: dict[str, Path]) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from sanbench.data.decoding import PIL_ERRORS
-from sanbench.data.folders import SHRUNK, fingerprint, list_classes, shrunk
+from sanbench.data.decoding import eight_bits, opened
+from sanbench.data.folders import SHRUNK, fingerprint, list_classes, read_marker, shrunk
 from sanbench.data.imagenet import NAMES_FILE
 from sanbench.data.threads import in_threads
-from sanbench.errors import InputError, SanbenchError
+from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent
 
 SUBFOLDERS = ("train", "val", "test")
-QUALITY, SMALLEST = 95, 32
+QUALITY, SIZES = 95, range(32, 4097)
 NAMED = 5
 
 
@@ -29,8 +29,8 @@ def shrink(source: Path, target: Path, size: int = 256, progress: Report = silen
     it was shrunk. Raises InputError for wrong folders or sizes, SanbenchError, when all others are written, for images that
     cannot be read.
     """
-    if size < SMALLEST:
-        raise InputError(f"size {size} is not accepted: it must be at least {SMALLEST}.")
+    if size not in SIZES:
+        raise InputError(f"size {size} is not accepted: accepted are {SIZES.start} to {SIZES.stop - 1}.")
     subfolders = [name for name in SUBFOLDERS if (source / name).is_dir()]
     if not subfolders:
         raise InputError(f"There is no data set in {source}: it needs class folders under train/ or val/.")
@@ -72,7 +72,7 @@ def begin(target: Path, under_way: dict[str, Any], finished: dict[str, Any]) -> 
     try:
         target.mkdir(parents=True, exist_ok=True)
         if (target / SHRUNK).is_file():
-            if json.loads((target / SHRUNK).read_text()) not in (under_way, finished):
+            if read_marker(target) not in (under_way, finished):
                 raise InputError(f"{target} holds images that were shrunk otherwise or from others: name another folder.")
         elif any(target.iterdir()):
             raise InputError(f"{target} is not empty: name another folder, or remove what is there.")
@@ -95,17 +95,21 @@ def shrink_one(source: Path, target: Path, job: tuple[str, str, str], size: int)
         return ""
     partial = final.with_name(f".{os.getpid()}.{final.name}")
     try:
-        with Image.open(path) as image:
-            kind, shorter = image.format, min(image.size)
-            if shorter <= size:
-                image.load()  # raises for a broken image, which is not copied
-                shutil.copyfile(path, partial)
-            else:
-                sides = [max(size, round(side * size / shorter)) for side in image.size]
-                plain = image if image.mode in ("RGB", "L") else image.convert("RGB")
-                plain.resize((sides[0], sides[1]), Image.Resampling.LANCZOS).save(partial, format=kind, quality=QUALITY)
+        with opened(path) as (image, _):
+            kind, sides, plain = image.format, image.size, eight_bits(image)  # raises for a broken image, which is not copied
+            plain = image if image.mode == "L" else plain
+            if min(sides) > size:
+                smaller = [max(size, round(side * size / min(sides))) for side in sides]
+                plain = plain.resize((smaller[0], smaller[1]), Image.Resampling.LANCZOS)
+        if min(sides) > size:
+            plain.save(partial, format=kind, quality=QUALITY)
+        else:
+            shutil.copyfile(path, partial)
         partial.replace(final)
-    except PIL_ERRORS as error:
+    except UnreadableImage as error:
+        return f"{'/'.join(job)}{str(error).removeprefix(str(path)).removesuffix('.')}"
+    except OSError as error:
+        return f"{final} cannot be written: {error.strerror or error}"
+    finally:
         partial.unlink(missing_ok=True)
-        return f"{'/'.join(job)}: {error}"
     return ""

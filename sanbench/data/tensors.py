@@ -1,6 +1,7 @@
 """Data sets that are one tensor: fashion10k (in this package), Fashion-MNIST and CIFAR-10 (through torchvision)."""
 
 import gzip
+import hashlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sanbench.data.images import TensorImages
-from sanbench.errors import InputError
+from sanbench.errors import InputError, SanbenchError
 
 SPLIT_SEED = 20200413  # fixed: everyone trains, chooses and reports on the same images
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 FASHION_VALIDATION, CIFAR_VALIDATION = 600, 500  # images of each class that are held out of the training images
 IDX_HEADER = {"images": 16, "labels": 8}  # bytes
+FASHION10K = {  # SHA-256 of the files in this package
+    "images": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "labels": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
 
 
 def stratified(labels: NDArray[np.int64], sizes: list[int]) -> list[NDArray[np.int64]]:
@@ -40,8 +45,11 @@ def load_fashion10k(split: str) -> TensorImages:
     arrays = {}
     for kind, header in IDX_HEADER.items():
         dimensions = 3 if kind == "images" else 1
-        with (files("sanbench.data") / f"fashion10k/t10k-{kind}-idx{dimensions}-ubyte.gz").open("rb") as file:
-            arrays[kind] = np.frombuffer(gzip.decompress(file.read()), np.uint8, offset=header)
+        path = files("sanbench.data") / f"fashion10k/t10k-{kind}-idx{dimensions}-ubyte.gz"
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != FASHION10K[kind]:
+            raise SanbenchError(f"{path} is not the file that sanbench ships: install it again.")
+        arrays[kind] = np.frombuffer(gzip.decompress(content), np.uint8, offset=header)
     labels = arrays["labels"].astype(np.int64)
     chosen = dict(zip(("train", "validation", "test"), stratified(labels, [700, 100, 200]), strict=True))[split]
     images = grey_to_rgb(arrays["images"].reshape(-1, 28, 28)[chosen])

@@ -4,6 +4,7 @@ Lengths are those of the benchmark at 224 pixels, scaled with the side of the im
 each entry's `definition`, in the record and in the report. The benchmark stored images as JPEG; these are rounded to 8 bits.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
@@ -264,14 +265,13 @@ def parse(options: CorruptionOptions, request: Request) -> "Bind":
 def parse_corruptions(kinds: str, severities: str, seed: int) -> list[Perturbation]:
     """`fog,jpeg` or `all`, and `1:5` (both included) or `1,3`. Raises InputError that names the word."""
     names = list(CORRUPTIONS) if kinds == "all" else list(dict.fromkeys(word.strip() for word in kinds.split(",")))
+    if "all" in names:
+        raise InputError(f"kinds {kinds!r} is not accepted: all stands alone, or name kinds.")
     for name in names:
         if name not in CORRUPTIONS:
             raise unknown("kind of corruption", name, [*CORRUPTIONS, "all"])
-    try:
-        words = [list(map(int, word.split(":"))) for word in severities.split(",")]
-        levels = sorted({level for word in words for level in range(word[0], word[-1] + 1)})
-    except ValueError:
-        levels = []
-    if not levels or not set(levels) <= set(SEVERITIES):
+    ranges = [re.fullmatch(r"\s*(\d)(?::(\d))?\s*", word, re.ASCII) for word in severities.split(",")]
+    levels = sorted({level for found in ranges if found for level in range(int(found[1]), int(found[2] or found[1]) + 1)})
+    if not levels or not all(ranges) or not set(levels) <= set(SEVERITIES):
         raise InputError(f"severity {severities!r} is not accepted: accepted are 1 to 5, ranges (1:5) and lists.")
     return [Corrupted(name, level, seed) for name in names for level in levels]

@@ -12,10 +12,13 @@ import torch
 from sanbench.data import Images, batches, dead_workers_named, default_workers, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
+from sanbench.evaluation.kinds import condition as condition_text
 from sanbench.evaluation.loop import Perturbation, Scored, measure, without_border
 from sanbench.evaluation.processes import run_processes
+from sanbench.evaluation.sanity_checks import non_finite
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
+from sanbench.store.check import count, sound
 from sanbench.store.claims import Claims
 from sanbench.store.files import Part, Store
 from sanbench.store.rows import digest
@@ -103,9 +106,12 @@ def evaluate(
     with store.claims() as claims:
         if options.force:
             discard(conditions, store, claims)
+        else:
+            forget_broken(whole)
         while left := [c for c in conditions if c.measurement.key not in (found := whole.recorded())]:
             job = replace(whole, conditions=left)
-            measured = measure_missing(job, claims, device, progress)
+            several = options.nproc > 1 and len(parts) - job.finished() > 1
+            measured = (measure_in_processes if several else measure_parts)(job, claims, device, progress)
             if not finish(job, claims, device) and not measured:
                 wait(job, claims, progress)
     if options.save_images:
@@ -136,10 +142,15 @@ def discard(conditions: Sequence[Condition], store: Store, claims: Claims) -> No
             store.discard(measurement)
 
 
-def measure_missing(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
-    """Measure what nobody else does; whether there was anything."""
-    if job.options.nproc == 1 or len(job.parts) - job.finished() < 2:
-        return measure_parts(job, claims, device, progress)
+def forget_broken(job: Job) -> None:
+    """Records whose rows are missing or others than theirs are no results: they are measured again."""
+    found = job.recorded()
+    kept, _ = sound(job.store, list(found.values()))
+    job.store.remove([record for record in found.values() if record not in kept])
+
+
+def measure_in_processes(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
+    """`measure_parts` by several processes, each of which claims its own parts."""
     workers = default_workers(job.images, job.options.nproc) if job.options.workers is None else job.options.workers
     job.evaluated.model.cpu()
     shared = replace(job, options=replace(job.options, workers=workers))
@@ -156,6 +167,7 @@ def measure_here(job: Job, device: torch.device) -> None:
 
 
 def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Report = silent) -> bool:
+    """Measure the parts that this process can claim; whether there were any."""
     claimed: list[tuple[int, list[Condition]]] = []
     reader = batches(job.images, claim_parts(job, claims, claimed), job.options.workers)
     stream = ((batch, [condition.perturbation for condition in claimed[done][1]]) for done, batch in enumerate(reader))
@@ -222,6 +234,12 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
     rows, seconds, places = job.store.read_parts(measurement, len(job.parts))
     if rows["index"].tolist() != [index for part in job.parts.values() for index in part]:
         raise SanbenchError(f"The parts of measurement {measurement.id} do not hold each image once: repeat with --force.")
+    if not rows["finite"].any():
+        raise SanbenchError(
+            f"{job.evaluated.run} gave no finite logits for any of {len(rows)} images "
+            f"({condition_text(measurement.kind, measurement.setting)}): "
+            "nothing is recorded. Are its weights whole, and the images prepared as it expects?"
+        )
     members = measurement.setting.get("members", [])
     record = Record(
         **{field: getattr(measurement, field) for field in Measurement.model_fields},
@@ -231,7 +249,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         training=job.evaluated.training,
         selection=job.evaluated.selection,
         classes=job.images.classes,
-        flags=perturbation.flags(rows, len(job.images.classes)),
+        flags=[*job.evaluated.findings, *non_finite(rows), *perturbation.flags(rows, len(job.images.classes))],
         rows=digest(rows),
         versions=versions(),
         device=describe(device),
@@ -240,24 +258,9 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
     return record, rows
 
 
-def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
-    """Counts of a record, see `Record`."""
-    counts = {"images": len(rows), "correct": (rows["prediction"] == rows["label"]).sum(), "correct_top5": rows["top5"].sum()}
-    if "clean_prediction" in rows:
-        right_before = rows["clean_prediction"] == rows["label"]
-        counts |= {"right_before": right_before.sum(), "success": rows["success"].sum()}
-        counts |= {name: rows[name].sum() for name in ("forward_passes", "backward_passes")}
-        counts["correct_8bit"] = (rows["prediction_8bit"] == rows["label"]).sum()
-        counts |= {f"fell_to_{name}": (rows["member"] == n).sum() for n, name in enumerate(members)}
-        if "target" in rows:
-            counts["hit_target"] = (right_before & (rows["prediction"] == rows["target"])).sum()
-    return {name: int(value) for name, value in counts.items()}
-
-
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:
     """Examples of what was measured without them: they depend on the image alone, so they are the same."""
-    wanted = [c for c in job.conditions if c.measurement.kind in ("attack", "transfer")]
-    attacks = [c for c in wanted if not job.store.has_pictures(c.measurement)]
+    attacks = [c for c in job.conditions if c.perturbation.has_examples and not job.store.has_pictures(c.measurement)]
     first = chosen[: job.options.save_images]
     stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(job.images, [first] if attacks else [], 0))
     for outcome in measure(job.evaluated.model, stream, device, job.options.batch_size):

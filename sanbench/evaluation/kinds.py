@@ -23,7 +23,7 @@ NORMS = {"linf": "L∞", "l2": "L₂"}
 
 
 def option(default: Any, text: str, *flags: str, **limits: Any) -> Any:
-    """A field of a command's options: default, help, `min` and `metavar`, and its flags where they differ from its name."""
+    """A field of a command's options: default, help, `min`, `max`, `metavar`, and its flags where they differ from its name."""
     return field(default=default, metadata={"help": text, "flags": flags, "limits": limits})
 
 
@@ -56,18 +56,18 @@ class AttackOptions:
         "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
     )
     norm: str | None = option(None, "linf or l2; default: linf, for pgd-l2 l2.")
-    steps: int | None = option(None, "Steps, or queries of square; default: the attack's own.")
+    steps: int | None = option(None, "Steps, or queries of square; default: the attack's own.", min=1, max=10**6)
     step_size: str | None = option(None, "Default: a quarter of eps.")
-    restarts: int | None = option(None, "Starts; an image has to withstand all. Default: 1.")
-    target: str = option("random", "Of pgd-targeted: random, least-likely or next.")
-    targets: int | None = option(None, "Classes that apgd-targeted and fab try. Default: 9.")
+    restarts: int | None = option(None, "Starts; an image has to withstand all. Default: 1.", min=1, max=10**4)
+    target: str | None = option(None, "Of pgd-targeted: random (default), least-likely or next.")
+    targets: int | None = option(None, "Classes that apgd-targeted and fab try. Default: 9.", min=1, max=10**6)
     surrogate: str | None = option(
         None,
         "Transfer: make the examples on this network; with fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr.",
         metavar="RUN|CHECKPOINT|MODEL",
     )
     surrogate_weights: Path | None = option(None, "Of --surrogate, if that is from elsewhere.", metavar="FILE")
-    save_images: int = option(0, "Keep examples of so many images as PNG.", min=0)
+    save_images: int = option(0, "Keep examples of so many images as PNG.", min=0, max=10**6)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ class Perturbation:
     kind     a name of `sanbench.evaluation.kinds.KINDS`
     setting  all that decides what happens, in plain values
     border   how many pixels around the network's input it is given too
+    has_examples  whether what it makes is worth keeping as pictures
     """
 
     kind = ""
     border = 0
+    has_examples = False
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class Perturbation:
         return Perturbed(images, {})
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
-        """Names of FLAGS that the rows of all images show."""
+        """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
         return []
 
 
@@ -101,19 +103,27 @@ def without_border(images: Tensor, border: int) -> Tensor:
 def score(
     model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor, batch_size: int | None = None
 ) -> pd.DataFrame:
-    """index, label, prediction, top5 (hit), confidence, then the perturbation's own columns.
+    """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
-    Where the perturbation tells the `clean_prediction`, `success` is: right before, wrong now.
+    Predictions are those of the logits: a softmax in float32 makes ties of small ones. Where the perturbation tells the
+    `clean_prediction`, `success` is: right before, wrong now.
     """
     chunks = perturbed.images.split(batch_size or max(1, len(labels)))
-    probabilities = torch.cat([model(chunk) for chunk in chunks]).softmax(1)
-    confidence, prediction = probabilities.max(1)
-    top5 = probabilities.topk(min(5, probabilities.shape[1])).indices.eq(labels[:, None]).any(1)
+    logits = torch.cat([model(chunk) for chunk in chunks])
+    prediction, finite = predictions(logits), logits.isfinite().all(1)
+    top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & finite
+    confidence = logits.softmax(1).amax(1)
     columns = {"index": indices, "label": labels, "prediction": prediction, "top5": top5, "confidence": confidence}
+    columns["finite"] = finite
     columns |= perturbed.columns
     if "clean_prediction" in columns:
         columns["success"] = (columns["clean_prediction"] == labels) & (prediction != labels)
     return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The class of the largest logit of each row, or -1 where a logit is NaN or infinite: that is no prediction."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
 @contextmanager

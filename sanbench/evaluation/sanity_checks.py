@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sanbench.evaluation.statistics import wilson
+from sanbench.models.probe import FINDINGS
 from sanbench.store.schema import Record
 
 DEAD_SHARE = 0.01  # of the attacked images
@@ -16,6 +17,7 @@ LARGE = {"linf": Fraction(8, 255), "l2": Fraction(1)}  # a budget at which accur
 STEPPED = ("pgd", "pgd-l2", "apgd", "apgd-dlr", "apgd-targeted")  # untargeted white-box attacks of many steps
 
 FLAGS: dict[str, str] = {
+    "non-finite": "Some logits were NaN or infinite: such an image has no prediction and counts as wrong.",
     "near-chance": "Accuracy does not differ from guessing: are classes in another order, or images prepared otherwise?",
     "dead-gradients": "Gradients were all zero or not finite for over 1% of the attacked images: the attack may have stalled.",
     "noisy-logits": "Logits differed between identical runs: gradients follow noise.",
@@ -23,7 +25,13 @@ FLAGS: dict[str, str] = {
     "black-box-stronger": "A black-box attack was stronger than this white-box one by more than 1% of the images.",
     "flat-in-eps": "Accuracy did not fall from a smaller budget to this one, which is large.",
     "steps-matter": "Ten times the steps cost more than another 10 points: this attack has not converged.",
+    **FINDINGS,
 }
+
+
+def non_finite(rows: pd.DataFrame) -> list[str]:
+    clean = rows["clean_prediction"] if "clean_prediction" in rows else rows["prediction"]
+    return ["non-finite"] if not rows["finite"].all() or (clean < 0).any() else []
 
 
 def near_chance(rows: pd.DataFrame, classes: int) -> list[str]:

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sanbench.errors import InputError
 from sanbench.models import MODELS, Classifier, build_model, family_of, resolve
 from sanbench.models.checkpoints import FORMAT, read_checkpoint, rebuild, save_checkpoint, write_whole
-from sanbench.models.weights import check_fit, read_weights
+from sanbench.models.weights import check_finite, check_fit, read_weights
 from sanbench.store.schema import ModelSpec
 
 HEAD = "fc.weight"  # classes x channels
@@ -41,9 +42,11 @@ def import_authors_checkpoint(source: Path, name: str, target: Path, num_classes
     found = len(weights[HEAD]) if HEAD in weights and weights[HEAD].dim() == 2 else num_classes or 1000
     if num_classes not in (None, found):
         raise InputError(f"classes {num_classes} is not accepted: {source} has {found}.")
+    with torch.device("meta"):  # shapes are compared before memory is taken
+        names = authors_names(wanted := build_model(name, found))
+    check_fit({names[name]: tensor for name, tensor in wanted.state_dict().items()}, weights, source, name)
+    check_finite(weights, source)
     model = build_model(name, found).eval()
-    names = authors_names(model)
-    check_fit({names[name]: tensor for name, tensor in model.state_dict().items()}, weights, source, model.spec.name)
     model.load_state_dict({name: weights[renamed] for name, renamed in names.items() if renamed in weights}, strict=False)
     figures = {key: plain(about[key]) for key in FIGURES if key in about}
     data = {"name": None, "root": "data", "image_size": 224}

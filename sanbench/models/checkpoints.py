@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from sanbench.errors import InputError, SanbenchError, validated
 from sanbench.models import Classifier, build_model
-from sanbench.models.weights import load_weights, read_file
+from sanbench.models.integrity import Unreadable, add_tensor, check_tensors, content_digest
+from sanbench.models.weights import check_fit, load_weights, read_file
 from sanbench.store.schema import ModelSpec
 
-FORMAT = "sanbench checkpoint 1"
+FORMAT = "sanbench checkpoint 2"
 
 
 def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
@@ -23,7 +25,8 @@ def save_checkpoint(path: Path, model: Classifier, **about: Any) -> None:
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`, all or nothing. Raises SanbenchError where the file cannot be written."""
+    """Write tensors and plain values and their digest to `path`, all or nothing. Raises SanbenchError where it cannot be."""
+    content = {**content, "digest": content_digest(content)}
     write_file(path, lambda file: torch.save(content, file))
 
 
@@ -36,26 +39,58 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise SanbenchError(f"Cannot write {path}: {reason}. What was there before is whole.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):  # on a disk that is read-only now nothing can be removed either
+            partial.unlink(missing_ok=True)
+        raise SanbenchError(f"Cannot write {path}: {system_reason(error)}. What was there before is whole.") from error
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
-def read_checkpoint(path: Path | str, kind: str = FORMAT) -> dict[str, Any]:
-    """The content of a checkpoint, or of another `kind` of file from `write_whole`.
+def system_reason(error: BaseException) -> str:
+    """What the system said: torch.save raises a RuntimeError about positions where a write under it raised OSError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
-    Raises InputError if there is none, SanbenchError if it cannot be used.
+
+def read_checkpoint(path: Path | str, kind: str = FORMAT, advice: str = "") -> dict[str, Any]:
+    """The content of a checkpoint, or of another `kind` of file from `write_whole`; its digest fits.
+
+    Raises InputError if there is none, SanbenchError if it cannot be used, which says what to do: `advice`, or to take
+    another checkpoint of the folder.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
-    content = read_file(path)
+    try:
+        content = read_file(path)
+    except Unreadable as error:
+        raise SanbenchError(f"{error} {advice or other_checkpoints(path)}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
-        found = f"keys {', '.join(sorted(map(str, content))[:6])}" if isinstance(content, dict) else type(content).__name__
-        raise SanbenchError(f"{path} is a file of another program ({found}): accepted is what `sanbench train` writes.")
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = str(content.get("format") or f"keys {', '.join(sorted(map(str, content))[:6])}")
+        raise SanbenchError(
+            f"{path} is a file of another program or version ({found[:200]!r}): accepted is "
+            f"what `sanbench train` writes, {kind}."
+        )
+    digest = content.pop("digest", None)
+    if check_tensors(content, size := path.stat().st_size) > size or content_digest(content) != digest:
+        raise SanbenchError(f"{path} is damaged: its digest does not fit. {advice or other_checkpoints(path)}")
     return content
+
+
+def other_checkpoints(path: Path) -> str:
+    """What to do where `path` is damaged."""
+    others = [name for name in ("best.pt", "last.pt") if name != path.name and path.with_name(name).is_file()]
+    measure = f"Measure {path.with_name(others[0])} instead" if others else "Copy it again"
+    return f"{measure}, or train it anew; an unfinished run goes on with --resume and writes it again."
 
 
 def load_model(path: Path | str) -> Classifier:
@@ -68,8 +103,17 @@ def load_model(path: Path | str) -> Classifier:
 
 def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
     """The network of the `content` of `path`, in evaluation mode. Raises as `load_model` does."""
-    spec = validated(ModelSpec, "model", **content["model"])
-    model = build_model(spec.name, spec.num_classes, mean=spec.mean, std=spec.std, **spec.variation)
+    if not isinstance(content.get("model"), dict) or not isinstance(content.get("state_dict"), dict):
+        raise SanbenchError(f"{path} holds no network: accepted is what `sanbench train` writes.")
+    try:
+        spec = validated(ModelSpec, "model", **content["model"])
+        settings: dict[str, Any] = {"mean": spec.mean, "std": spec.std, **spec.variation}
+        with torch.device("meta"):  # shapes are compared before memory is taken
+            wanted = build_model(spec.name, spec.num_classes, **settings).state_dict()
+    except (InputError, TypeError) as error:
+        raise SanbenchError(f"{path} holds a network that cannot be built: {error}") from error
+    check_fit(wanted, content["state_dict"], path, spec.label)
+    model = build_model(spec.name, spec.num_classes, **settings)
     load_weights(model, content["state_dict"], path, spec.label)
     return model.eval()
 
@@ -78,7 +122,6 @@ def weights_hash(state_dict: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and values: equal weights, equal hash, whatever the file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
-        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} ".encode())
+        add_tensor(digest, tensor)
     return digest.hexdigest()

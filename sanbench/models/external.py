@@ -33,8 +33,8 @@ class Preprocessing(BaseModel):
 
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
-    resize: int | None = None
-    crop: int = Field(default=224, ge=SMALLEST_IMAGE)
+    resize: int | None = Field(default=None, le=8192)
+    crop: int = Field(default=224, ge=SMALLEST_IMAGE, le=4096)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
     @field_validator("mean", "std", mode="before")
@@ -99,9 +99,9 @@ def from_module(name: str) -> Factory:
         sys.path.append(os.getcwd())  # child processes are given the same path
     try:
         module = importlib.import_module(path)
-    except (ImportError, SyntaxError, ValueError, TypeError) as error:
+    except Exception as error:  # a module may raise anything
         accepted = "accepted are torchvision:NAME, timm:NAME and module.path:factory"
-        raise InputError(f"{name} cannot be imported: {error}; {accepted}.") from error
+        raise InputError(f"{name} cannot be imported: {first_line(error)}; {accepted}.") from error
     build = getattr(module, attribute, None)
     if not callable(build):
         raise InputError(f"{name} is not accepted: {path} has no function {attribute!r}.")
@@ -141,7 +141,7 @@ def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.
     parameters = inspect.signature(build).parameters
     takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     needs_classes = "num_classes" in parameters and parameters["num_classes"].default is inspect.Parameter.empty
-    network = build(num_classes=1000) if needs_classes else build()
+    network = built(name, build, **({"num_classes": 1000} if needs_classes else {}))
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} is not accepted: it gives a {type(network).__name__}, not a torch.nn.Module.")
     other = {
@@ -150,8 +150,21 @@ def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.
         if key in tensors and tensors[key].shape != tensor.shape
     }
     if takes_classes and len(other) == 1 and (size := other.pop()):
-        return build(num_classes=size[0])
+        validated(ModelSpec, name, name=name, num_classes=size[0])  # before memory is taken for them
+        return built(name, build, num_classes=size[0])
     return network
+
+
+def built(name: str, build: Build, **options: Any) -> Any:
+    """What `build` gives. Raises InputError with the network's name where it raises."""
+    try:
+        return build(**options)
+    except Exception as error:  # it may be anybody's code
+        raise InputError(f"{name} cannot be built: {first_line(error)}.") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @torch.no_grad()
@@ -159,8 +172,8 @@ def count_classes(name: str, network: nn.Module, side: int) -> int:
     """How many logits `network` gives for an image of `side` x `side`. Raises InputError where it gives none."""
     try:
         logits = network(torch.zeros(1, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # it may be anybody's code
+        reason = first_line(error)
         raise InputError(f"{name} takes no images of {side} x {side}: {reason}; --crop names another size.") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         form = " x ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import nn
 
+from sanbench.errors import unknown
 from sanbench.models import resnet, san
 from sanbench.models.resnet import ResNetConfig
 from sanbench.models.san import SANConfig
@@ -105,34 +106,37 @@ class Networks(Mapping[str, NamedNetwork]):
     FAMILIES is read at every access: a family that a program adds to it can be built, trained and loaded by name.
     """
 
-    def sorted(self) -> dict[str, NamedNetwork]:
+    def table(self) -> dict[str, NamedNetwork]:
         every = {name: network for family in FAMILIES.values() for name, network in family.networks.items()}
         order = list(every)
-        groups = {
-            name: (order.index(network.baseline or name), network.baseline is not None) for name, network in every.items()
-        }
-        return {name: every[name] for name in sorted(order, key=lambda name: groups[name])}
+
+        def position(name: str) -> tuple[int, bool]:
+            baseline = every[name].baseline
+            return order.index(baseline or name), baseline is not None
+
+        return {name: every[name] for name in sorted(every, key=position)}
 
     def __getitem__(self, name: str) -> NamedNetwork:
-        return self.sorted()[name]
+        return self.table()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.sorted())
+        return iter(self.table())
 
     def __len__(self) -> int:
-        return len(self.sorted())
+        return len(self.table())
 
 
 MODELS = Networks()
 
 
 def family_name(name: str) -> str:
-    """The key in FAMILIES of the network `name` in MODELS. Raises KeyError for another name."""
-    found = [key for key, family in FAMILIES.items() if name in family.networks]
-    if not found:
-        raise KeyError(name)
-    return found[0]
+    """The key in FAMILIES of the network `name`. Raises InputError for a name that is not in MODELS."""
+    for key, family in FAMILIES.items():
+        if name in family.networks:
+            return key
+    raise unknown("model", name, MODELS)
 
 
 def family_of(name: str) -> Family:
+    """The family of the network `name`. Raises as `family_name` does."""
     return FAMILIES[family_name(name)]

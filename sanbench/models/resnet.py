@@ -1,11 +1,13 @@
 """ResNet baselines: torchvision's bottleneck ResNet with the block counts of the paper's comparison."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
+
+Blocks = Annotated[int, Field(ge=1, le=100)]  # of a stage
 
 
 class ResNetConfig(BaseModel):
@@ -14,9 +16,9 @@ class ResNetConfig(BaseModel):
     width   multiplies every stage's channels, in multiples of 32, as a SAN's does; the stem keeps its 64
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    blocks: tuple[int, int, int, int]
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks]
     width: float = Field(default=1.0, gt=0, le=8)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,9 @@ AUTHORS_NAMES = {  # regular expression for the beginning of a tensor's name her
 }
 
 
+Blocks = Annotated[int, Field(ge=0, le=100)]  # of a stage
+
+
 class Stage(NamedTuple):
     """The maps that a stage's attention sees: `channels` x `side` x `side`."""
 
@@ -51,9 +54,9 @@ class Stage(NamedTuple):
 class SANConfig(BaseModel):
     """One network: `SANConfig(blocks=(3, 2, 3, 5, 2), attention="patchwise", footprint=5)`.
 
-    relation     delta of equations 3 and 5; None is the released models' choice. See `sanbench.ops.relation` (table 4)
-    gamma_depth  linears in gamma, each behind BN and ReLU as in the released models (table 5)
-    shared       which of phi, psi, beta are one linear (table 6). With all three shared the relation sees C/4 channels,
+    relation     delta of equations 3 and 5; None is that of the authors' networks. See `sanbench.ops.relation` (table 4)
+    gamma_depth  linears in gamma, each behind BN and ReLU as in the authors' code (table 5)
+    shared       which of phi, psi, beta are one linear (table 6). If all three are, the relation sees C/4 channels,
                  because beta has that many; gamma's hidden width does not change. The paper leaves this open
     footprint    side of the footprint in stages 1 to 4; stage 0 keeps 3 (table 7)
     position     pairwise only; relative is p_i - p_j, absolute is p_j; the paper leaves absolute open (table 8)
@@ -61,17 +64,17 @@ class SANConfig(BaseModel):
     heads        of scalar attention
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    blocks: tuple[int, int, int, int, int]
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks, Blocks]
     attention: Literal["pairwise", "patchwise", "scalar"] = "pairwise"
     relation: str | None = None
-    footprint: int = Field(default=7, ge=1)
+    footprint: int = Field(default=7, ge=1, le=63)
     gamma_depth: int = Field(default=2, ge=1, le=3)
     shared: Literal["none", "phi-psi", "phi-psi-beta"] = "none"
     position: Literal["none", "absolute", "relative"] | None = None
     width: float = Field(default=1.0, gt=0, le=8)
-    heads: int = Field(default=2, ge=1)
+    heads: int = Field(default=2, ge=1, le=64)
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -139,7 +142,7 @@ class SelfAttention(nn.Module):
         return self.attend(*self.project(x))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """From phi(x), psi(x) and beta(x)."""
+        """The attention of query phi(x), key psi(x) and value beta(x): N x C/4 x H x W."""
         if self.attention == "scalar":
             return torch.ops.sanbench.scalar_attention(query, key, value, self.heads, self.footprint, 1, 1)
         geometry = (self.relation, self.footprint, 1, 1)
@@ -154,22 +157,22 @@ class SelfAttention(nn.Module):
         return torch.ops.sanbench.pairwise_attention(query, key, value, position, gamma, *geometry)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi(x), psi(x), beta(x), as one linear: x is read once, and a wide product is the faster one."""
+        """phi(x), psi(x), beta(x), computed as one linear: x is read once, and a wide matrix product is faster."""
         weight, bias = (torch.cat(values) for values in self.linears())
         return self.parts(F.conv2d(x, weight[:, :, None, None], bias))
 
     def linears(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights, each outputs x inputs, and biases of phi, psi and beta, as far as they are linears of their own."""
+        """Weights, each outputs x inputs, and biases of phi, and of psi and beta where they are not shared with it."""
         linears: list[Any] = [getattr(self, name) for name in ("phi", "psi", "beta") if hasattr(self, name)]
         return [linear.weight.flatten(1) for linear in linears], [linear.bias for linear in linears]
 
     def parts(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi(x), psi(x), beta(x) of what the linears give, one below the other."""
+        """phi(x), psi(x), beta(x) from the concatenated outputs of `linears`."""
         query, *others = projected.split([len(bias) for bias in self.linears()[1]], 1)
         return query, others[0] if len(others) == 2 else query, others[-1] if others else query
 
     def mapping(self, statistics: Callable[[list[Tensor]], Tensor], count: int) -> list[Tensor]:
-        """gamma as the operators take it; in training normalised by `statistics`, over `count` values an image."""
+        """gamma's tensors as the operators take them; in training `statistics` gives moments of `count` values an image."""
         gamma: list[Tensor] = []
         layers = list(self.gamma)
         for norm, linear in zip(layers[0::3], layers[2::3], strict=True):
@@ -181,15 +184,15 @@ class SelfAttention(nn.Module):
         return [*gamma, bias]
 
     def encode(self, x: Tensor) -> Tensor | None:
-        """Trained positions of a map like `x`, as read at i and as read at j: 2 x 2 x H x W. Both coordinates span [-1, 1]."""
+        """The learned position of every pixel of `x` as query i and as neighbour j: 2 x 2 x H x W. Coordinates span [-1, 1]."""
         if self.position is None:
             return None
         height, width = x.shape[-2:]
-        dtype = self.position.weight.dtype  # not autocast's: neighbouring pixels differ by little
+        dtype = self.position.weight.dtype  # float32 under autocast too: neighbouring positions differ by little
         across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=dtype) for n in (width, height))
         weight, bias = self.position.weight.flatten(1), self.position.bias
         assert bias is not None
-        of_across, of_down = weight[:, :1] * across, weight[:, 1:] * down  # by hand: autocast would narrow a convolution
+        of_across, of_down = weight[:, :1] * across, weight[:, 1:] * down  # autocast would halve a convolution's precision
         encoded = of_across[:, None] + of_down[:, :, None] + bias[:, None, None]
         return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
 
@@ -207,14 +210,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         before, after = self.before[0], self.after[0]
         assert isinstance(before, nn.BatchNorm2d) and isinstance(after, nn.BatchNorm2d)
-        if is_fixed(self, x):  # neither what is normalised nor what is summed is written
+        if is_fixed(self, x):  # normalised maps and sums are not written to memory
             projected = normalised_linear(x, *normalisation(before), *self.attention.linears())
             attended = self.attention.attend(*self.attention.parts(projected))
             weight, bias = self.expand.weight.flatten(1), self.expand.bias
             assert bias is not None
             return normalised_linear(attended, *normalisation(after), [weight], [bias], x)
         attended = self.attention.attend(*normalised(before, x, self.attention.project))
-        return normalised(after, attended, self.expand).add_(x)  # a linear does not keep what it returns
+        return normalised(after, attended, self.expand).add_(x)  # in place: autograd does not need a linear's output
 
 
 class SAN(nn.Module):
@@ -240,17 +243,17 @@ class SAN(nn.Module):
         self.classifier = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)  # 1x1 linears, pooling and normalisation are faster so
+        x = x.contiguous(memory_format=torch.channels_last)  # faster for 1x1 convolutions, pooling and normalisation
         linear, norm = self.stem
         assert isinstance(linear, nn.Conv2d)
         pool: Callable[..., Tensor] = normalised_pool
-        if is_fixed(self.stem, x):  # the widest map of all is never written
+        if is_fixed(self.stem, x):  # the largest map is not written to memory
             pool = partial(normalised_pool, weight=linear.weight.flatten(1))
         else:
             x = linear(x)
         for stage in self.stages:
             assert isinstance(stage, nn.Sequential)
-            _, linear, blocks, following = stage  # pooling comes with the normalisation before it
+            _, linear, blocks, following = stage  # pooling is fused with the normalisation before it
             x = blocks(normalised(norm, x, linear, pool))
             norm, pool = following, normalised_pool
         return self.classifier(normalised(norm, x, partial(torch.mean, dim=(2, 3))))

@@ -6,6 +6,7 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -69,7 +70,7 @@ def unflatten(leaves: Sequence[Any], lengths: Sequence[int | None]) -> list[Any]
 
 
 @dataclass(frozen=True)
-class Operator:
+class Operator(ABC):
     """torch.ops.sanbench.<name>, and its backward as an operator of its own, <name>_backward.
 
     `shape` and `macs` return the output's shape and the multiply-accumulates an image, from the operator's arguments by
@@ -101,23 +102,23 @@ class Operator:
         return torch.library.infer_schema(prototype, mutates_args=())
 
     @property
-    def backward_schema(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def backward_schema(self) -> str: ...
 
-    def body(self, *values: Any) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def body(self, *values: Any) -> Tensor: ...
 
-    def save(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def save(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
 
-    def differentiate(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def differentiate(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]: ...
 
-    def backward(self, grad: Tensor, *values: Any) -> list[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def backward(self, grad: Tensor, *values: Any) -> list[Tensor]: ...
 
-    def backward_fake(self, grad: Tensor, *values: Any) -> list[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def backward_fake(self, grad: Tensor, *values: Any) -> list[Tensor]: ...
 
     @cached_property
     def backward_operator(self) -> Callable[..., list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -15,23 +15,34 @@ from sanbench.report.comparisons import comparison_section
 from sanbench.report.cost import cost_pictures, cost_section
 from sanbench.report.pictures import draw_robustness, has_picture
 from sanbench.report.provenance import provenance_section
-from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text
+from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text, csv_text
+from sanbench.store.check import sound
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
 FORMATS = (*DOCUMENTS, "csv")
 
 
-def write_report(store: Store, formats: str = "md,csv") -> list[str]:
-    """Write report.md, .html or .tex, a CSV a kind of measurement and a picture a data set; the paths written.
+class Written(NamedTuple):
+    """The files of a report, and a sentence for each record that it leaves out."""
 
-    Of a run that was trained again only the newest weights are shown. Raises InputError for an unknown format.
+    paths: list[str]
+    problems: list[str]
+
+
+def write_report(store: Store, formats: str = "md,csv") -> Written:
+    """Write report.md, .html or .tex, a CSV a kind of measurement and a picture a data set.
+
+    Of a run that was trained again only the newest weights are shown. What does not agree with its rows is left out, and a
+    sentence says so. Raises InputError for an unknown format, and where there are no results.
     """
     wanted = [word.strip() for word in formats.split(",")]
     for word in wanted:
         if word not in FORMATS:
             raise unknown("format", word, FORMATS)
-    records = newest(store.records())
+    store.must_exist()
+    records, problems = sound(store, newest(store.records()))
+    problems = [*store.problems, *problems]
     findings = Findings(records, store.rows)
     files: dict[str, Any] = {}
     documents = [word for word in wanted if word in DOCUMENTS]
@@ -46,8 +57,8 @@ def write_report(store: Store, formats: str = "md,csv") -> list[str]:
     if "csv" in wanted:
         for kind in dict.fromkeys(record.kind for record in records):
             lines = [flat(record, findings) for record in records if record.kind == kind]
-            files[f"{kind}.csv"] = pd.DataFrame(lines).to_csv(index=False)
-    return [str(path) for path in store.write_derived(files)]
+            files[f"{kind}.csv"] = pd.DataFrame(lines).map(csv_text).rename(columns=csv_text).to_csv(index=False)
+    return Written([str(path) for path in store.write_derived(files)], problems)
 
 
 def newest(records: Sequence[Record]) -> list[Record]:

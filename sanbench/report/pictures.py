@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sanbench.evaluation.kinds import NORMS, budget, declared_attack
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import Proportion, wilson
+from sanbench.printable import one_line
 from sanbench.store.schema import Record
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -47,8 +48,8 @@ def draw_robustness(records: Sequence[Record], findings: Findings, path: Path) -
     for axis, panel in zip(axes.flat, panels, strict=False):
         for number, network in enumerate(networks):
             points = panel.points([record for record in records if record.network == network], findings)
-            draw(axis, points, number, len(networks), network.label)
-        axis.set_title(panel.title)
+            draw(axis, points, number, len(networks), plain(network.label))
+        axis.set_title(plain(panel.title))
         axis.set_xlabel(panel.label)
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
@@ -112,6 +113,11 @@ def budgets(records: Sequence[Record], findings: Findings, attack: str, norm: st
             found[0.0] = wilson(record.counts["right_before"], record.counts["images"])
             found[255 * float(budget(record.setting))] = findings.top1(record)
     return dict(sorted(found.items()))
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib shows it, which takes dollars for formulas."""
+    return one_line(text).replace("$", r"\$")
 
 
 def draw(axis: Axes, points: Points, number: int, of: int, label: str) -> None:

@@ -1,8 +1,12 @@
-"""A report as blocks, and the formats it is written in."""
+"""A report as blocks, and the formats it is written in. Names in it may come from a stranger: each format escapes them."""
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from sanbench.printable import one_line
 
 
 class Bold(str):
@@ -50,14 +54,23 @@ def markdown(blocks: Sequence[Block]) -> str:
 def markdown_block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return "#" * level + " " + text
+            return "#" * level + " " + plain(text)
         case Text(text):
-            return text
+            return plain(text)
         case Picture(file, caption):
-            return f"![{caption}]({file})"
-    body = [[f"**{cell}**" if isinstance(cell, Bold) else cell for cell in row] for row in block.cells()]
-    lines = [block.columns, ["---"] * len(block.columns), *body]
+            return f"![{plain(caption)}]({file})"
+    body = [[f"**{cell(c)}**" if isinstance(c, Bold) else cell(c) for c in row] for row in block.cells()]
+    lines = [list(map(cell, block.columns)), ["---"] * len(block.columns), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Markdown of one line without tags of HTML, links and pictures, which renderers would take from any text."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", one_line(text)).replace("](", "]\\(").replace("][", "]\\[")
+
+
+def cell(text: str) -> str:
+    return plain(text).replace("|", "\\|")
 
 
 def page(blocks: Sequence[Block]) -> str:
@@ -117,7 +130,12 @@ def latex_block(block: Block) -> str:
 
 
 def escaped(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in text)
+    return "".join(TEX.get(character, character) for character in one_line(text))
+
+
+def csv_text(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it; everything else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
 DOCUMENTS: dict[str, Callable[[Sequence[Block]], str]] = {"md": markdown, "html": page, "tex": latex}

@@ -29,25 +29,25 @@ class Recipe(BaseModel):
     select        the epoch that is evaluated: the best by validation top-1, or the last
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=1, le=2**20)
     lr: float = Field(gt=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0, le=1000)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    warmup_epochs: float = Field(default=0, ge=0)
+    warmup_epochs: float = Field(default=0, ge=0, le=100_000)
     cosine_steps: bool = False
     crops: bool = True
     zero_init: bool = False
     decay_norms: bool = True
-    mixup: float = Field(default=0, ge=0)
-    cutmix: float = Field(default=0, ge=0)
+    mixup: float = Field(default=0, ge=0, le=100)
+    cutmix: float = Field(default=0, ge=0, le=100)
     randaugment: int = Field(default=0, ge=0, le=30)
     ema: float = Field(default=0, ge=0, lt=1)
-    clip: float = Field(default=0, ge=0)
+    clip: float = Field(default=0, ge=0, le=10**9)
     sync_bn: bool = False
     select: Literal["best", "last"] = "best"
 
@@ -80,14 +80,14 @@ class RuntimeOptions(BaseModel):
     save_minutes     minutes between two checkpoints within an epoch
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data_root: Path = Path("data")
     download: bool = False
-    workers: int | None = Field(default=None, ge=0)
-    accumulate: int = Field(default=1, ge=1)
+    workers: int | None = Field(default=None, ge=0, le=1024)
+    accumulate: int = Field(default=1, ge=1, le=2**20)
     skip_bad_images: bool = False
-    save_minutes: float = Field(default=30, gt=0)
+    save_minutes: float = Field(default=30, gt=0, le=10**6)
     compile: bool = False
     tensorboard: bool = False
 
@@ -103,10 +103,10 @@ class TrainConfig(RuntimeOptions):
 
     model: ModelSpec
     data: str
-    image_size: int = Field(default=224, ge=32)
+    image_size: int = Field(default=224, ge=32, le=4096)
     decoder: Literal["pil", "torchvision", "turbo"] = "turbo"
     recipe: Recipe
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
 

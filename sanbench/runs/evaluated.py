@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sanbench.data import Images, ReadOptions, find_dataset, load_dataset
-from sanbench.errors import InputError, unknown
-from sanbench.models import Classifier
+from sanbench.errors import InputError, SanbenchError, unknown
+from sanbench.models import SMALLEST_IMAGE, Classifier
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
 from sanbench.models.external import is_external, load_external
-from sanbench.runs.run import all_runs
+from sanbench.models.probe import probe
+from sanbench.runs.run import all_runs, leave_out
 from sanbench.store.schema import Network
 
 TRAINING = ("recipe", "seed", "epoch", "train_images", "train_seconds", "imported")  # keys of a checkpoint that a record has
@@ -23,6 +24,7 @@ class EvaluatedModel:
     data           the data set that it was trained on, name and root, and how photographs are shown to it: image_size, and
                    for an external network resize and interpolation
     preprocessing  those of resize, crop and interpolation that a command asked for
+    findings       what a probe showed before anything is measured, names of `sanbench.models.probe.FINDINGS`
     """
 
     model: Classifier
@@ -32,6 +34,7 @@ class EvaluatedModel:
     training: dict[str, Any]
     selection: str
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
 
     @property
     def network(self) -> Network:
@@ -43,8 +46,11 @@ class EvaluatedModel:
         """The network of a checkpoint of training or import. Raises InputError or SanbenchError as `load_model` does."""
         content = read_checkpoint(checkpoint)
         model = rebuild(content, checkpoint)
+        if not isinstance(data := content.get("data"), dict) or not isinstance(selection := content.get("selection"), str):
+            raise SanbenchError(f"{checkpoint} does not say how it was trained: accepted is what `sanbench train` writes.")
         training = {name: content[name] for name in TRAINING if name in content}
-        return cls(model, weights_hash(model.state_dict()), run, content["data"], training, content["selection"])
+        found = probe(model, str(checkpoint), SMALLEST_IMAGE)
+        return cls(model, weights_hash(model.state_dict()), run, data, training, selection, findings=found)
 
     @classmethod
     def external(cls, name: str, weights: Path, **preprocessing: Any) -> "EvaluatedModel":
@@ -53,13 +59,16 @@ class EvaluatedModel:
         data = {"name": None, "root": "data", "image_size": applied.crop}
         data |= applied.model_dump(include={"resize", "interpolation"})
         asked = {name: value for name, value in preprocessing.items() if name in ("resize", "crop", "interpolation")}
-        return cls(model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked)
+        return cls(
+            model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked, probe(model, name, applied.crop)
+        )
 
 
 def load_evaluated(
     names: Sequence[str], root: Path, weights: Sequence[Path] = (), preprocessing: Mapping[str, Any] | None = None
 ) -> list[EvaluatedModel]:
-    """The networks of runs, of checkpoint files or of other libraries; without names, of every finished run under `root`.
+    """The networks of runs, of checkpoint files or of other libraries; without names, of every finished run under `root`
+    that can be read.
 
     Each external network (see `load_external`) takes the next file of `weights`, and all of them `preprocessing`. Raises
     InputError for a name that is none of these and for too few or too many `weights`, SanbenchError for a file that cannot
@@ -67,9 +76,9 @@ def load_evaluated(
     """
     preprocessing = preprocessing or {}
     runs = {run.name: run for run in all_runs(root)}
-    names = names or [run.name for run in runs.values() if run.is_finished()]
     if not names:
-        raise InputError(f"There is no finished run under {root}: `sanbench train san10` makes one.")
+        check_weights([], weights, preprocessing)
+        return load_finished(root)
     external = [name for name in names if is_external(name) and name not in runs and not Path(name).is_file()]
     check_weights(external, weights, preprocessing)
     files = iter(weights)
@@ -78,12 +87,27 @@ def load_evaluated(
         if name in external:
             return EvaluatedModel.external(name, next(files), **preprocessing)
         if name in runs:
+            runs[name].lines()  # raises for a run whose metrics are broken: what became of it is not known
             return EvaluatedModel.load(runs[name].checkpoint, name)
         if Path(name).is_file():
             return EvaluatedModel.load(Path(name), Path(name).stem)
         raise unknown("run or checkpoint file", name, runs)
 
     return [load(name) for name in names]
+
+
+def load_finished(root: Path) -> list[EvaluatedModel]:
+    """The networks of all finished runs; one that cannot be loaded is left out, and named on standard error."""
+    found = []
+    for run in all_runs(root):
+        try:
+            if run.is_finished():
+                found.append(EvaluatedModel.load(run.checkpoint, run.name))
+        except SanbenchError as error:
+            leave_out(run, str(error))
+    if not found:
+        raise InputError(f"There is no finished run under {root} that can be read: `sanbench train san10` makes one.")
+    return found
 
 
 def check_weights(external: Sequence[str], weights: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:

@@ -2,17 +2,24 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+
+from pydantic import ValidationError
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.models.checkpoints import system_reason, write_file
+from sanbench.models.integrity import check_zip
 from sanbench.runs.config import RuntimeOptions, TrainConfig
 
+NAME = 100  # bytes at most: a file system's limit is 255 for a whole name
+log = logging.getLogger(__name__)  # without a handler of the program's, a line on standard error
 LOCKED: set[TextIO] = set()  # config.json of the runs that this process has locked
 
 
@@ -49,16 +56,51 @@ class Run:
         return self.folder / "trace.json.gz"
 
     def config(self) -> TrainConfig:
-        return TrainConfig.model_validate_json((self.folder / "config.json").read_text())
+        """Raises SanbenchError if config.json cannot be read."""
+        path = self.folder / "config.json"
+        try:
+            return TrainConfig.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise SanbenchError(f"{path} cannot be read: {system_reason(error)}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the whole"
+            raise SanbenchError(f"{path} is not a run's configuration: {field}: {first['msg'].lower()[:200]}.") from error
 
     def exists(self) -> bool:
         return (self.folder / "config.json").is_file()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, without a last one that a kill has cut."""
+        """The lines of metrics.jsonl, without a last one that a kill has cut. Raises SanbenchError if another is broken."""
         path = self.folder / "metrics.jsonl"
-        texts = path.read_text().split("\n")[:-1] if path.is_file() else []
-        return [json.loads(text) for text in texts]
+        try:
+            texts = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        except OSError as error:
+            raise SanbenchError(f"{path} cannot be read: {system_reason(error)}.") from error
+        found: list[dict[str, Any]] = []
+        for number, text in enumerate(texts, start=1):
+            try:
+                line = json.loads(text)
+                if not isinstance(line["epoch"], int) or not isinstance(line.get("validation_top1", 0), int | float):
+                    raise ValueError
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise SanbenchError(f"{path}, line {number}, is not a line of a training: {text[:40]!r}.") from error
+            found.append(line)
+        return found
+
+    def problem(self) -> str | None:
+        """Why the run cannot be used: what of its files cannot be read; None if it can."""
+        try:
+            self.config()
+            self.lines()
+            for name in ("best.pt", "last.pt", "resume.pt"):
+                if (self.folder / name).is_file():
+                    check_zip(self.folder / name)
+        except OSError as error:
+            return f"{error.filename} cannot be read: {system_reason(error)}."
+        except SanbenchError as error:
+            return str(error)
+        return None
 
     def epochs(self) -> list[dict[str, Any]]:
         """One entry for each finished epoch."""
@@ -72,7 +114,7 @@ class Run:
         return self.exists() and len(self.epochs()) >= self.config().recipe.epochs
 
     def state(self) -> str:
-        """finished, running, or interrupted."""
+        """finished, running, or interrupted. Raises SanbenchError if the run's files cannot be read."""
         if self.is_finished():
             return "finished"
         try:
@@ -105,13 +147,13 @@ class Run:
             )
 
     def create(self, config: TrainConfig) -> None:
-        partial = self.folder / f".config.json.{os.getpid()}"
+        check_name(self.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(config.model_dump_json(indent=1) + "\n")
-            partial.replace(self.folder / "config.json")
         except OSError as error:
-            raise SanbenchError(f"Cannot make {self.folder}: {error.strerror}. Name another folder with --runs.") from error
+            reason = system_reason(error)
+            raise SanbenchError(f"Cannot make {self.folder}: {reason}. Name another folder with --runs.") from error
+        self.write_text("config.json", config.model_dump_json(indent=1) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,28 +169,46 @@ class Run:
             finally:
                 LOCKED.discard(file)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run, all or nothing. Raises SanbenchError as `write_file` does."""
+        write_file(self.folder / name, lambda file: file.write(text.encode()))
+
     def append(self, line: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add a line to metrics.jsonl. Raises SanbenchError where it cannot be written."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise SanbenchError(f"Cannot write {path}: {system_reason(error)}.") from error
 
     def rewind(self, epoch: int, step: int) -> None:
         """Remove the lines that were logged after `step` steps of `epoch` (from 0), and half-written files."""
         for path in self.folder.glob(".*"):
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as error:
+                raise SanbenchError(f"Cannot remove {path}: {system_reason(error)}.") from error
         kept = [line for line in self.lines() if (line["epoch"] - 1, line.get("step", float("inf"))) <= (epoch, step)]
-        partial = self.folder / f".metrics.jsonl.{os.getpid()}"
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self.folder / "metrics.jsonl")
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
-    def start_line(self, epoch: int, step: int, processes: int, device: str) -> None:
+    def start_line(self, epoch: int, step: int, machine: "Machine") -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.append({"epoch": epoch + 1, "step": step, "started": now, "processes": processes, "device": device})
+        self.append({"epoch": epoch + 1, "step": step, "started": now, **machine._asdict()})
 
 
-def differences(run: Run, config: TrainConfig, processes: int) -> list[str]:
-    """The settings that a resume under `config` changes, as `workers 2 -> 4`.
+class Machine(NamedTuple):
+    """What computes a run: so many processes of so many threads each, and the device's name."""
 
-    Raises InputError for one that is no field of `RuntimeOptions`: with it the run would have another result.
+    processes: int
+    threads: int
+    device: str
+
+
+def differences(run: Run, config: TrainConfig, machine: Machine | None = None) -> list[str]:
+    """The settings that a resume under `config` changes, as `workers 2 -> 4`, and what differs in the `machine`.
+
+    Raises InputError for a setting that is no field of `RuntimeOptions`: with it the run would have another result.
     """
     stored = run.config()
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": stored.model.num_classes})})
@@ -162,8 +222,14 @@ def differences(run: Run, config: TrainConfig, processes: int) -> list[str]:
             )
     changes = [f"{name} {before[name]} -> {after[name]}" for name in changed]
     starts = [line for line in run.lines() if "started" in line]
-    if starts and starts[-1]["processes"] != processes:
-        changes.append(f"processes {starts[-1]['processes']} -> {processes}")
+    if machine is None or not starts:
+        return changes
+    others = {name: value for name, value in machine._asdict().items() if starts[-1].get(name) != value}
+    if not machine.device.startswith("cpu"):
+        others.pop("threads", None)  # a GPU's sums do not depend on them
+    changes += [f"{name} {starts[-1].get(name)} -> {value}" for name, value in others.items()]
+    if others or "accumulate" in changed:
+        changes[-1] += ": the weights may differ in the last bits from those of a run that was not interrupted"
     return changes
 
 
@@ -178,12 +244,28 @@ def all_runs(root: Path) -> list[Run]:
     return [Run(path.parent) for path in sorted(root.glob("*/config.json"))]
 
 
+def readable_runs(root: Path) -> list[Run]:
+    """Those of `all_runs` whose files can be read. Each other one is named on standard error, with its `problem`."""
+    found = []
+    for run in all_runs(root):
+        if problem := run.problem():
+            leave_out(run, problem)
+        else:
+            found.append(run)
+    return found
+
+
+def leave_out(run: Run, problem: str) -> None:
+    """Say on standard error why a run is left out."""
+    log.warning("%s", f"The run {run.name!r} is left out: {problem}".replace("\n", " "))
+
+
 def find_unfinished(root: Path, config: TrainConfig) -> Run | None:
     """The latest unfinished run that `config` can go on with, for `--resume auto`."""
     fitting = []
-    for run in all_runs(root):
+    for run in readable_runs(root):
         try:
-            differences(run, config, 1)
+            differences(run, config)
         except InputError:
             continue
         if run.state() == "interrupted":
@@ -191,7 +273,20 @@ def find_unfinished(root: Path, config: TrainConfig) -> Run | None:
     return max(fitting, key=lambda run: run.folder.stat().st_mtime, default=None)
 
 
+def check_name(name: str) -> None:
+    """Raises InputError unless `name` can be a run's: one component of a path, of printable characters."""
+    if not name.isprintable() or "/" in name or name[:1] in ("", "-", ".") or len(os.fsencode(name)) > NAME:
+        shown = repr(name) if len(name) <= NAME else f"{name[:20]!r}... of {len(name)} characters"
+        raise InputError(
+            f"The run's name {shown} is not accepted: printable characters without /, at most {NAME}, "
+            "not beginning with - or '.'."
+        )
+
+
 def free_name(root: Path, name: str) -> str:
-    """`name`, or `name-2`, `name-3`, ... if there is such a run already."""
+    """`name`, or `name-2`, `name-3`, ... if there is such a run already; without what `check_name` does not accept."""
+    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name).lstrip("-.") or "run"
+    while len(os.fsencode(name)) > NAME - 10:
+        name = name[:-1]
     taken = {path.name for path in root.glob("*")}
     return next(word for word in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if word not in taken)

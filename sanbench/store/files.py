@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from sanbench.errors import SanbenchError
+from sanbench.errors import InputError, SanbenchError
 from sanbench.store.claims import Claims, locked, this_process
-from sanbench.store.rows import digest, read_group, read_groups, write_groups
+from sanbench.store.rows import digest, group_ids, read_group, read_groups, write_groups
 from sanbench.store.schema import Benchmark, Measurement, Network, Record, slug
 
 SHARED = ("network", "training", "data", "classes", "versions")  # fields of records that a file holds once
@@ -81,6 +81,19 @@ class Store:
             raise SanbenchError(f"{path} holds other rows than those of record {record.id}: measure it again with --force.")
         return rows
 
+    def row_groups(self) -> Iterator[tuple[Path, list[str] | None]]:
+        """Each file of rows, and the ids of the records whose rows it holds; None where it cannot be read."""
+        for path in sorted((self.root / "rows").glob("*/[!.]*.parquet")):
+            try:
+                yield path, group_ids(path)
+            except (OSError, pa.ArrowException, ValueError):
+                yield path, None
+
+    def must_exist(self) -> None:
+        """Raises InputError where nothing was ever measured, which a typo in the folder's name looks like."""
+        if not any((self.root / name).exists() for name in ("records", "benchmarks.jsonl")):
+            raise InputError(f"There are no results in {self.root}: name their folder with --results.")
+
     def benchmarks(self) -> list[Benchmark]:
         """All benchmarks, oldest first."""
         path = self.root / "benchmarks.jsonl"
@@ -127,6 +140,14 @@ class Store:
                 self._write_text(path, "".join(json_lines(records.values())))
             for record, _ in measured:
                 self.discard(record)
+
+    def remove(self, records: Sequence[Record]) -> None:
+        """Forget records; their rows go when they are measured again."""
+        gone = {record.key for record in records}
+        with self.locked():
+            for stem in {record.network.stem for record in records}:
+                path = self.root / "records" / f"{stem}.jsonl"
+                self._write_text(path, "".join(json_lines(each for each in self._read(path) if each.key not in gone)))
 
     def write_benchmark(self, benchmark: Benchmark) -> None:
         with self.locked():

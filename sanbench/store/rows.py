@@ -50,6 +50,11 @@ def read_group(path: Path, id: str) -> pa.Table | None:
         return group(file, found.index(id)) if id in found else None
 
 
+def group_ids(path: Path) -> list[str]:
+    with pq.ParquetFile(path) as file:
+        return ids(file)
+
+
 def ids(file: pq.ParquetFile) -> list[str]:
     found: list[str] = json.loads((file.schema_arrow.metadata or {}).get(GROUPS, b"[]"))
     return found

@@ -36,7 +36,7 @@ class ModelSpec(Frozen):
     """
 
     name: str
-    num_classes: int = Field(default=1000, ge=1)
+    num_classes: int = Field(default=1000, ge=1, le=100_000)
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     variation: dict[str, Any] = {}

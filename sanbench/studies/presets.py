@@ -106,7 +106,7 @@ def reproduce(preset: str, runs: Path, store: Store, device: torch.device, progr
         config = configure(name, "fashion10k", changes=changes.get(family_name(name)))
         run = Run(runs / f"{networks}-{name}")
         if run.exists():
-            differences(run, config, 1)
+            differences(run, config)
         train(config, run.folder, device, progress, resume=run.exists())
         evaluated = EvaluatedModel.load(run.checkpoint, run.name)
         evaluated.model.to(device)

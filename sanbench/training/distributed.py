@@ -1,9 +1,9 @@
-"""ProcessGroup: processes that train together, started by torch's elastic launcher, over `torch.distributed`."""
+"""ProcessGroup: processes that train together, started by `launch` or torchrun, over `torch.distributed`."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,11 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sanbench.errors import InputError, Interrupted, SanbenchError
+from sanbench.errors import InputError, SanbenchError
+from sanbench.training.launcher import is_launched
 
 T = TypeVar("T")
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # the launcher passes these on to the processes
-SHUTDOWN_TIMEOUT = 120  # seconds in which a process must save after a signal
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|TCPStore|socket", re.IGNORECASE)
+
+
+class LostProcess(SanbenchError):
+    """Another process of the group has ended."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,6 @@ class ProcessGroup:
 SINGLE = ProcessGroup()
 
 
-def is_launched() -> bool:
-    """Whether torchrun, or `launch`, started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 @contextmanager
 def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """The group that this process belongs to, and its device: gloo communicates on the CPU, nccl on CUDA."""
@@ -102,37 +101,16 @@ def joined(device: torch.device) -> Iterator[tuple[ProcessGroup, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield ProcessGroup(dist.get_rank(), dist.get_world_size()), device
+    except RuntimeError as error:  # gloo's and nccl's errors are no class of their own
+        if not LOST.search(str(error)):
+            raise
+        raise LostProcess(
+            "Another process of the training has ended, and this one cannot go on without it: --resume goes on after the last "
+            "step that was saved."
+        ) from error
     finally:
-        dist.destroy_process_group()
-
-
-def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run `sanbench ARGUMENTS` in so many local processes; the exit code of the first that failed, or 0."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # of the launcher: the processes print their errors themselves
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "sanbench"}
-    config = LaunchConfig(
-        1,
-        1,
-        processes,
-        max_restarts=0,
-        signals_to_handle=SIGNALS,
-        shutdown_timeout=SHUTDOWN_TIMEOUT,
-        monitor_interval=0.1,
-        **settings,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "sanbench_cli", *arguments)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return Interrupted.exit_code if Interrupted.exit_code in codes else next((c for c in codes if c > 0), 1)
-    except SignalException:
-        return Interrupted.exit_code
-    return 0
+        with suppress(RuntimeError):  # of a group that has lost a process
+            dist.destroy_process_group()

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from sanbench.data import Batch, Images, Loader, dead_workers_named, load_dataset
-from sanbench.device import describe
+from sanbench.device import describe, processor
 from sanbench.errors import Interrupted, UnreadableImage
 from sanbench.evaluation.loop import Identity, measure
 from sanbench.models.checkpoints import save_checkpoint
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.config import Recipe, TrainConfig
-from sanbench.runs.run import Run
+from sanbench.runs.run import Machine, Run
 from sanbench.training.augment import BatchSlice, TrainBatch, prepare
 from sanbench.training.distributed import SINGLE, ProcessGroup
 from sanbench.training.guards import FaultCheck
@@ -37,12 +37,14 @@ def train(
     resume: bool = False,
     group: ProcessGroup = SINGLE,
     profile: int = 0,
+    interruption: Interruption | None = None,
 ) -> Run:
     """Train a network in `folder`, which must be new; with `resume` go on with the run in it.
 
     With `profile` a trace of so many steps is written to trace.json.gz in `folder`, and their shares of time to metrics.jsonl.
 
-    Every process of the `group` calls it. Raises InputError if the folder is taken or the images are missing, SanbenchError
+    Every process of the `group` calls it. An `interruption` that is entered already tells of signals; without one, signals are
+    received while it runs. Raises InputError if the folder is taken or the images are missing, SanbenchError
     if the loss is not finite or images cannot be read, Interrupted when the state was saved after a signal.
     """
     images = load_dataset(config.data, "train", config.read_options).with_options(seed=config.seed)
@@ -51,13 +53,17 @@ def train(
     check_tensorboard(config.tensorboard)
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": len(images.classes)})})
     run = Run(folder)
-    with ExitStack() as stack, Interruption() as interruption:
+    with ExitStack() as stack:
+        if interruption is None:
+            interruption = stack.enter_context(Interruption())
         group.broadcast_from_rank_zero(lambda: run.open(config, resume, stack))
         if not run.is_finished():
             loop = Loop(config, run, images, validation, device, progress, group, interruption)
             if profile and group.is_rank_zero:
                 loop.profile = Profile(profile, run.trace, loop.state.clock)
                 stack.callback(loop.profile.close)
+            group.all_reduce_any(False)  # so that all processes begin to heed signals at once
+            interruption.begun = True
             with dead_workers_named():
                 loop.run_all()
     return run
@@ -101,7 +107,7 @@ class Loop:
         self.profile: Profile | None = None
         if group.is_rank_zero:
             run.rewind(self.state.epoch, self.state.step)
-            run.start_line(self.state.epoch, self.state.step, group.size, describe(device))
+            run.start_line(self.state.epoch, self.state.step, machine(group.size, device))
             self.log = Log(run, config.tensorboard, self.steps)
 
     def run_all(self) -> None:
@@ -290,6 +296,12 @@ def selection(recipe: Recipe, held_out: bool) -> str:
     if recipe.select == "last":
         return "last epoch"
     return "best epoch on validation images" if held_out else "best epoch ON THE REPORTED IMAGES"
+
+
+def machine(processes: int, device: torch.device) -> Machine:
+    """What a run says of the processes that train it."""
+    name = describe(device) if device.type == "cuda" else f"cpu, {processor()}"
+    return Machine(processes, torch.get_num_threads(), name)
 
 
 def peak_memory(device: torch.device) -> float:

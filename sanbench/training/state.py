@@ -3,6 +3,7 @@
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sanbench.training.augment import TrainBatch
 from sanbench.training.distributed import ProcessGroup
 from sanbench.training.profile import Stopwatch
 
-FORMAT = "sanbench training 1"
+FORMAT = "sanbench training 2"
 FUSED = ("cpu", "cuda")  # devices on which torch has fused optimisers
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,6 +78,7 @@ class TrainState:
         torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
         parallel: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]  # typed as a function
         if group.size > 1:
+            match_strides(model)
             parallel = DistributedDataParallel(parallel, device_ids=[device.index] if on_gpu else None)
         dtype = precision(config, device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -138,7 +140,10 @@ class TrainState:
 
     def load(self, path: Path) -> None:
         """Load the state in `path`. Raises SanbenchError if `write` has not written it."""
-        content = read_checkpoint(path, FORMAT)
+        name = path.parent.name
+        content = read_checkpoint(
+            path, FORMAT, f"Remove it, and --resume {name} trains from the beginning; best.pt and last.pt can be measured."
+        )
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         for name in ("epoch", "step", "best", "seconds"):
@@ -149,6 +154,22 @@ class TrainState:
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         return parts if self.ema is None else {**parts, "ema": self.ema}
+
+
+def match_strides(model: nn.Module) -> None:
+    """Have gradients come with the strides of their parameters, which DistributedDataParallel copies them by and warns of.
+
+    A weight of 1x1 lies in memory alike as C x K x 1 x 1 and in channels last; a convolution's backward pass gives the latter.
+    """
+
+    def matched(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
+        if gradient.is_contiguous() and parameter.is_contiguous():  # lengths of 1 do not count
+            return gradient.as_strided(parameter.shape, parameter.stride())
+        return gradient
+
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.register_hook(partial(matched, parameter=parameter))
 
 
 def make_optimizer(model: Classifier, recipe: Recipe, fused: bool = False) -> torch.optim.Optimizer:

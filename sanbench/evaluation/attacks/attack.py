@@ -13,12 +13,14 @@ from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eig
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
 from sanbench.evaluation.kinds import AttackOptions, Request
-from sanbench.evaluation.loop import Perturbation, Perturbed
+from sanbench.evaluation.loop import Perturbation, Perturbed, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
+    from sanbench.data import Images
     from sanbench.evaluation.kinds import Bind
+    from sanbench.runs.evaluated import EvaluatedModel
 
 
 CONTROLS = 16  # images of a part that are run twice
@@ -46,6 +48,8 @@ class Attack(Perturbation):
     Images that the network has wrong are not robust already and are not attacked. An image leaves at the first query inside
     the budget that does what is aimed at, and its place in the batch goes to the next that stands (see `QueriedModel`).
     """
+
+    has_examples = True
 
     def __init__(
         self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
@@ -87,7 +91,7 @@ class Attack(Perturbation):
         logits = clean if self.surrogate is None else self.clean(victim, images, columns)
         entry = ATTACKS[self.name]
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
-        left = logits.argmax(1) != labels
+        left = predictions(logits) != labels
         fell, member = left.clone(), torch.full_like(labels, -1)
         adversarial = images.clone()
         for turn in self.rounds(logits.shape[1]) if self.config.eps else []:
@@ -105,7 +109,7 @@ class Attack(Perturbation):
             member[rows[queried.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
             fell[rows] |= queried.fallen
             left[rows] |= queried.left
-        columns |= {"clean_prediction": clean.argmax(1)} | self.controls(victim, images, logits, columns)
+        columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
@@ -162,7 +166,7 @@ class Attack(Perturbation):
         found = check_budget(images, adversarial, eps, self.name, norm)
         rounded = in_eight_bits(images, adversarial, eps, norm)
         columns["forward_passes"] += 2  # as it is and in 8 bits
-        eight = self.look(self.model, rounded).argmax(1)
+        eight = predictions(self.look(self.model, rounded))
         return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
 
 
@@ -219,5 +223,22 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
     surrogate = None
     if options.surrogate is not None:
         source = request.load(options.surrogate, options.surrogate_weights)
+        check_gradients(source, wanted)
         surrogate = Surrogate(source.model, f"{source.network.label} ({source.run})", source.weights)
-    return lambda evaluated, images: bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
+        if surrogate is None:
+            check_gradients(evaluated, wanted)
+        return bind(evaluated.model, wanted, request.batch_size, surrogate)
+
+    return bound
+
+
+def check_gradients(evaluated: "EvaluatedModel", attacks: Sequence[tuple[str, AttackConfig]]) -> None:
+    """Raises InputError for an attack that needs gradients, of a network that gives the pixels none."""
+    needing = [name for name, _ in attacks if ATTACKS[name].by_gradient]
+    if needing and "no-gradient" in evaluated.findings:
+        others = ", ".join(name for name, entry in ATTACKS.items() if not entry.by_gradient)
+        raise InputError(
+            f"attack {needing[0]!r} is not accepted for {evaluated.run}: no gradient reaches its pixels. Accepted is {others}."
+        )

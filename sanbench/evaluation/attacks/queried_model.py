@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.attacks.budget import TOLERANCE, distance, inside_box
+from sanbench.evaluation.loop import predictions
 
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
 
@@ -97,7 +98,7 @@ class QueriedModel(nn.Module):
         batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
         answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
         logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
-        self.judge(alive, inner, logits)
+        logits = self.judge(alive, inner, logits)
         if whole and len(alive) < len(x):
             logits = self.last.clone()
         if not x.requires_grad:
@@ -119,8 +120,8 @@ class QueriedModel(nn.Module):
             (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
         size = gradient.flatten(1).abs().amax(1)
         self.spent["backward_passes"][rows] += 1
-        self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(logits.argmax(1), rows)
-        return logits.detach(), gradient
+        self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(predictions(logits), rows)
+        return logits.detach(), gradient.nan_to_num(0, 0, 0)
 
     def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
         """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image
@@ -128,10 +129,15 @@ class QueriedModel(nn.Module):
         return prediction != self.labels[rows] if self.aim.target is None else prediction == self.aim.target[rows]
 
     @torch.no_grad()
-    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
-        """Keep what has fallen; what has done what the aim asks leaves. A target hit replaces what was only wrong."""
+    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+        """Keep what has fallen; what has done what the aim asks leaves. A target hit replaces what was only wrong.
+
+        Logits that are not finite are no prediction, so the image has fallen; the attack is given finite ones that are wrong.
+        """
+        prediction = predictions(logits)
+        wrong_logits = torch.zeros_like(logits).scatter(1, self.labels[alive][:, None], -1)
+        logits = torch.where((prediction < 0)[:, None], wrong_logits, logits)
         self.last[alive] = logits
-        prediction = logits.argmax(1)
         wrong = prediction != self.labels[alive]
         if not self.aim.bounded:
             near = distance(self.images[alive], x, self.aim.norm) <= self.aim.eps + TOLERANCE[self.aim.norm] / 2
@@ -143,6 +149,7 @@ class QueriedModel(nn.Module):
         if self.aim.leaves:
             self.left[alive[done]] = True
             self.alive = alive[~done]
+        return logits
 
     def without_ties(self, logits: Tensor, whole: bool, alive: Tensor) -> Tensor:
         """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""

@@ -77,6 +77,7 @@ class Entry:
     targets: bool = False  # a round for each of `config.targets` classes
     fewest_classes: int = 2
     bounded: bool = True
+    by_gradient: bool = True
     transfers: bool = False  # what it returns is its strongest example, not the nearest
     members: tuple[str, ...] = ()
 
@@ -119,7 +120,8 @@ def apgd(queried: QueriedModel, turn: Round, loss: str) -> Tensor:
         target = queried.clean.argsort(1)[:, -turn.target]
         attack.dlr_loss = lambda logits, labels: targeted_dlr(logits, labels, target)
         queried.loss = lambda logits, rows: targeted_dlr(logits, queried.labels[rows], target[rows])
-    best: Tensor = attack.attack_single_run(queried.images, queried.labels)[0]
+    with torch.no_grad():  # it enables gradients where it needs them; elsewhere its best images would keep every step's graph
+        best: Tensor = attack.attack_single_run(queried.images, queried.labels)[0]
     return best
 
 
@@ -178,7 +180,7 @@ ATTACKS: dict[str, Entry] = {
         fewest_classes=4,
     ),
     "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False),
-    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8))),
+    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), by_gradient=False),
     "standard": Entry(pgd, 1, shown=(), about=(("members", list(STANDARD)),), fewest_classes=4, members=STANDARD),
 }
 
@@ -196,7 +198,7 @@ def parse_attacks(
     seed: int = 0,
     norm: str | None = None,
     restarts: int | None = None,
-    target: str = "random",
+    target: str | None = None,
     targets: int | None = None,
 ) -> list[tuple[str, AttackConfig]]:
     """Every attack of `pgd,square` with every budget of `2/255,8/255`; the step size defaults to a quarter of eps.
@@ -211,7 +213,7 @@ def parse_attacks(
             raise InputError(
                 f"norm {norm!r} is not accepted for attack {name!r}: accepted is {' or '.join(ATTACKS[name].norms)}."
             )
-    given = {"steps": steps, "step_size": step_size, "restarts": restarts, "targets": targets}
+    given = {"steps": steps, "step_size": step_size, "restarts": restarts, "target": target, "targets": targets}
     for field, value in given.items():
         if value is not None and not any(field in ATTACKS[name].shown for name in attacks):
             raise InputError(f"{field.replace('_', '-')} {value} is not accepted: no attack of {', '.join(attacks)} uses it.")
@@ -221,6 +223,8 @@ def parse_attacks(
         ball = norm or entry.norms[0]
         budgets = sorted({parse_budget("eps", word, ball) for word in eps.split(",")})
         size = None if step_size is None else parse_budget("step-size", step_size, ball)
+        if size == 0:
+            raise InputError(f"step-size {step_size} is not accepted: no step would be taken.")
         for budget in budgets:
             config = AttackConfig(
                 budget,
@@ -229,7 +233,7 @@ def parse_attacks(
                 seed,
                 entry.norms[0] if norm is None else entry.norms[entry.norms.index(norm)],
                 1 if restarts is None or "restarts" not in entry.shown else restarts,
-                target,
+                target or "random",
                 9 if targets is None else targets,
             )
             chosen.append((name, config))

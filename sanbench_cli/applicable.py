@@ -1,0 +1,89 @@
+"""RULES: where an option has an effect. An option that is typed where it has none is refused, never ignored.
+
+Which data set reads --data-root, --download, --image-size, --decoder and --skip-bad-images stands in its entry of
+`sanbench.data.DATASETS`; that `attack` uses --steps, --step-size, --restarts, --target and --targets in the entry of
+`sanbench.evaluation.attacks.table.ATTACKS`. All other options have an effect always.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import typer.core
+
+from sanbench.errors import InputError
+
+Values = Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """`option` of `commands` has an effect where `matters` is true of the command's values, and `otherwise` says why not."""
+
+    commands: tuple[str, ...]
+    option: str
+    matters: Callable[[Values], bool]
+    otherwise: str
+
+
+def resampled(values: Values) -> bool:
+    """Whether any angle is not a multiple of 90 degrees, as far as can be told; what is no angle is refused elsewhere."""
+    for word in str(values["angles"]).split(","):
+        try:
+            numbers = [float(part) for part in word.split(":")]
+        except ValueError:
+            if word.strip() in ("flip", "mirror"):
+                continue
+            return True
+        if any(number % 90 for number in (numbers[:1] + numbers[2:])):
+            return True
+    return False
+
+
+def filled(values: Values) -> bool:
+    return values["mask"] != "none" or (values["crop"] == "none" and resampled(values))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("train",), "run", lambda v: v["resume"] in (None, "auto"), "--resume names the run"),
+    Rule(("train",), "profile", lambda v: not v["dry_run"], "--dry-run trains nothing"),
+    Rule(("export",), "image_size", lambda v: v["form"] != "safetensors", "safetensors holds weights, for images of any size"),
+    Rule(("check",), "journal", lambda v: bool(v.get("decode", True)), "it is kept while --decode runs"),
+    Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
+    Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
+    Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
+    Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
+    Rule(
+        ("attack",),
+        "surrogate_weights",
+        lambda v: ":" in (v["surrogate"] or ":"),
+        "a run has its weights: --surrogate has to be torchvision:NAME, timm:NAME or module:function",
+    ),
+)
+
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses options without an effect before it does anything."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for parameter in self.params:
+            source = ctx.get_parameter_source(parameter.name)
+            if source is not None and source.name == "COMMANDLINE":
+                for rule in RULES:
+                    if self.name in rule.commands and rule.option == parameter.name and not rule.matters(ctx.params):
+                        raise no_effect(parameter.opts[-1], ctx.params[parameter.name], rule.otherwise)
+        return super().invoke(ctx)
+
+
+def check_data_options(data: Iterable[str], options: Values) -> None:
+    """Raises InputError for one of `options` that was typed (is not None) and that none of the data sets reads."""
+    from sanbench.data import ReadOptions, find_dataset
+
+    names = list(dict.fromkeys(data))
+    read = {option for name in names for option in find_dataset(name, ReadOptions())[0].options}
+    for option, value in options.items():
+        if value is not None and option not in read:
+            raise no_effect(f"--{option.replace('_', '-')}", value, f"{', '.join(names)} does not read it")
+
+
+def no_effect(option: str, value: Any, otherwise: str) -> InputError:
+    shown = option if value is True else f"{option} {value}"
+    return InputError(f"{shown} is not accepted here: it would have no effect, as {otherwise}.")

@@ -1,0 +1,49 @@
+"""The memory of an attack does not grow with its steps."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sanbench.evaluation.attacks.table import ATTACKS
+from tests.support.quick_measurements import config, run
+
+MOST = 120  # MiB by which the peaks may differ; forty more steps, of 12 MiB of images each, would be 480
+PEAK = Path("/proc/self/clear_refs")
+
+pytestmark = pytest.mark.skipif(not PEAK.exists() or sys.platform != "linux", reason="the kernel tells no peak of memory here")
+
+
+class Few(nn.Module):
+    """1,000 weights, 12 MiB of images: what grows is what an attack keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
+
+    def forward(self, x):
+        return self.network(x - 0.5) * 100  # far from the boundary, so that every step is taken
+
+
+def peak(steps: int, name: str, model: nn.Module, batch) -> float:
+    """MiB that the process had at most while the attack ran."""
+    settings = replace(config(name, "1/255000"), steps=steps, targets=1)
+    PEAK.write_text("5")
+    run(name, model, batch, settings)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ATTACKS.items() if not entry.members and "steps" in entry.shown])
+def test_the_peak_is_that_of_a_few_steps(name):
+    torch.manual_seed(0)
+    model, images = Few().eval(), torch.rand(20, 3, 224, 224)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    batch = images, labels, torch.arange(20)
+    peak(4, name, model, batch)
+    few, many = (peak(steps, name, model, batch) for steps in (4, 44))
+    assert many - few < MOST
