@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -91,6 +92,40 @@ def test_a_killed_worker_is_said_to_be_one(images):
             pass
     loader.close()
     torch.utils.data._utils.signal_handling._error_if_any_worker_fails()  # torch speaks of it once
+
+
+def test_a_worker_may_be_killed_while_it_hands_over_a_batch(images, monkeypatch):
+    loader = Loader(images, workers=1)
+    stream = loader.read([[n] for n in range(9)])
+    next(stream)
+    iterator = loader.loader._iterator
+
+    def cut_off(_):
+        with suppress(RuntimeError):  # by torch, if the signal comes first
+            os.kill(iterator._workers[0].pid, signal.SIGKILL)
+            iterator._workers[0].join()
+        raise EOFError
+
+    monkeypatch.setattr(type(iterator), "_next_data", cut_off)
+    with (
+        pytest.raises(SanbenchError, match=r"process that decodes images died.*exited while it handed over"),
+        dead_workers_named(),
+    ):
+        next(stream)
+    torch.utils.data._utils.signal_handling._error_if_any_worker_fails()
+
+
+def test_the_end_of_a_file_is_no_dead_worker(images, monkeypatch):
+    loader = Loader(images, workers=1)
+    stream = loader.read([[0], [1]])
+    next(stream)
+
+    def cut_off(_):
+        raise EOFError
+
+    monkeypatch.setattr(type(loader.loader._iterator), "_next_data", cut_off)
+    with pytest.raises(EOFError):
+        next(stream)
 
 
 def test_other_runtime_errors_pass(images, monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ class Loader:
         except DeadWorker:
             self.close()
             raise
+        except (EOFError, ConnectionError) as error:  # while a worker hands over a batch's memory
+            workers: Sequence[BaseProcess] = getattr(self.loader._iterator, "_workers", [])
+            if not wait([worker.sentinel for worker in workers], timeout=1):
+                raise
+            self.close()
+            raise dead_worker("a DataLoader worker exited while it handed over a batch") from error
 
     def start(self) -> Iterator[Batch]:
         """The batches of `chunks`. Workers ignore signals: the program kills them at its exit, to not wait for them."""
@@ -138,10 +145,14 @@ def dead_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DeadWorker(
-            "A process that decodes images died. If the system ended it for want of memory, fewer --workers, a smaller "
-            f"--batch-size or more memory help ({str(error).splitlines()[0].rstrip('.')})."
-        ) from error
+        raise dead_worker(str(error).splitlines()[0].rstrip(".")) from error
+
+
+def dead_worker(reason: str) -> DeadWorker:
+    return DeadWorker(
+        "A process that decodes images died. If the system ended it for want of memory, fewer --workers, a smaller "
+        f"--batch-size or more memory help ({reason})."
+    )
 
 
 def default_workers(images: Images, processes: int | None = None) -> int:

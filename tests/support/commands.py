@@ -4,11 +4,14 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
+from sanbench_cli.console import console, errors
 from sanbench_cli.main import app
 
 
 def sanbench(*arguments: object, columns: int = 80) -> Result:
-    """As typed on a terminal of so many columns."""
+    """As typed on a terminal of so many columns. Rich reads COLUMNS when a console is made, which an earlier test has done."""
+    for each in (console, errors):
+        each.width = columns
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
 
 
