@@ -63,7 +63,9 @@ def shrink(
 
     with progress() as bar:
         images = shrink_set(data_root, output, size, bar)
-    console.print(f"{output}: {images:,} images with shorter sides of at most {size}. Next: --data-root {output}")
+    console.print(
+        f"{output}: {images:,} images with shorter sides of at most {size}. Next: --data-root {output}", soft_wrap=True
+    )
 
 
 def only_imagenet(name: str) -> None:

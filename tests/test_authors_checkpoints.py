@@ -177,7 +177,7 @@ def test_a_taken_output_stays_as_it_is(tmp_path, san_run):
         assert "is there already" in outcome.stderr
     assert (tmp_path / "taken").read_text() == "mine"
     outcome = sanbench(*commands[0], "--output", tmp_path / "nowhere" / "out.pt")
-    assert outcome.exit_code == 1 and "Cannot write" in outcome.stderr
+    assert outcome.exit_code == 2 and "there is no folder" in outcome.stderr
 
 
 def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, folder):

@@ -37,9 +37,9 @@ def test_a_checkpoint_does_not_fit(disk):
     assert [entry.name for entry in disk.iterdir()] == ["best.pt"]
 
 
-def training(folder, runs):
+def training(folder, runs, *run):
     command = ["train", "resnet26", "--data", f"folder:{folder}", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
-    return [*command, "--workers", "0", "--run", "run", "--runs", str(runs)]
+    return [*command, "--workers", "0", *(run or ("--run", "run")), "--runs", str(runs)]
 
 
 def test_a_training_on_a_full_and_on_a_read_only_disk_is_one_sentence(disk, folder):
@@ -50,8 +50,8 @@ def test_a_training_on_a_full_and_on_a_read_only_disk_is_one_sentence(disk, fold
     assert not list((disk / "run").glob(".*"))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for more in (["--resume", "run"], ["--run", "other"]):
-        outcome = sanbench(*training(folder, disk), *more, columns=400)
-        assert outcome.exit_code == 1
+        outcome = sanbench(*training(folder, disk, *more), columns=400)
+        assert outcome.exit_code == 1, outcome.stderr
         assert "Read-only file system" in outcome.stderr and len(outcome.stderr.splitlines()) == 1, outcome.stderr
     with pytest.raises(SanbenchError, match="Read-only"):
         Run(disk / "run").append({"epoch": 1})

@@ -22,7 +22,7 @@ INLINE = [
 INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)", TEXTS["slurm.md"].replace("\\\n", " "))]
 
 LONG_WORK = {  # what a command does at its end: the library call that it is there for
-    "train": ("sanbench.training.loop.train", "sanbench.training.distributed.launch"),
+    "train": ("sanbench.training.loop.train", "sanbench.training.launcher.launch"),
     **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.evaluate.evaluate",)),
     "export": ("sanbench.models.export.export_model",),
     "reproduce": ("sanbench.studies.presets.reproduce",),

@@ -224,7 +224,8 @@ def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
     rows = pd.DataFrame({"index": range(120), "label": [n // 5 for n in range(120)]})  # 24 classes have images
     rows["prediction"] = np.where(rows["index"] % 5 < rows["label"] % 6, rows["label"], 29)
     store = Store(tmp_path)
-    store.add([(each.model_copy(update={"rows": digest(rows)}), rows)])
+    counts = each.counts | {"correct": int((rows["prediction"] == rows["label"]).sum())}
+    store.add([(each.model_copy(update={"rows": digest(rows), "counts": counts}), rows)])
     write_report(store)
     row = rows_of((tmp_path / "report.md").read_text(), "Accuracy by class")[2]
     assert row[2].split("; ") == [

@@ -188,7 +188,7 @@ def test_checkpoints_that_cannot_be_used_are_named(san_run, tmp_path):
         with pytest.raises(SanbenchError, match=rf"{name}\.pt is (not a readable checkpoint|damaged)"):
             load_model(damaged(tmp_path / f"{name}.pt", content))
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.pt")
-    with pytest.raises(SanbenchError, match=r"another program \(keys epoch, state_dict\)"):
+    with pytest.raises(SanbenchError, match=r"another program or version \('keys epoch, state_dict'\)"):
         load_model(tmp_path / "other.pt")
     content = read_checkpoint(san_run.folder / "last.pt")
     write_whole(tmp_path / "wide.pt", {**content, "model": {**content["model"], "variation": {}}})
