@@ -75,9 +75,9 @@ def read_checkpoint(path: Path | str, kind: str = FORMAT, advice: str = "") -> d
     if not isinstance(content, dict) or content.get("format") != kind:
         found = type(content).__name__
         if isinstance(content, dict):
-            found = str(content.get("format") or f"keys {', '.join(sorted(map(str, content))[:6])}")
+            found = str(content.get("format") or f"keys {', '.join(sorted(map(str, content))[:6])}")  # or of another version
         raise SanbenchError(
-            f"{path} is a file of another program or version ({found[:200]}): accepted is what `sanbench train` writes, {kind}."
+            f"{path} is a file of another program ({found[:200]}): accepted is what `sanbench train` writes, {kind}."
         )
     digest = content.pop("digest", None)
     if check_tensors(content, size := path.stat().st_size) > size or content_digest(content) != digest:
