@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def read_file(path: Path) -> Any:
         raise InputError(f"There is no file {path}.")
     check_zip(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
+        with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling what is damaged may raise anything
         if found := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
