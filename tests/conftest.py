@@ -11,7 +11,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores are the other workers
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from sanbench.data import ReadOptions, load_dataset
@@ -20,26 +19,14 @@ from sanbench.runs.config import configure
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.runs.run import Run
 from sanbench.training.loop import train
+from tests.support.class_folders import make_class_folders
 from tests.support.quick_measurements import FEW
-
-CLASSES = {"bag": 8, "sneaker": 7, "trouser": 1}
-PER_SPLIT = {"train": 16, "val": 6}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """Three classes of Fashion-MNIST under train/ and val/, as PNG files of 32 x 32."""
-    root = tmp_path_factory.mktemp("folder")
-    images = load_dataset("fashion10k", "train")
-    for name, label in CLASSES.items():
-        own = iter((images.labels == label).nonzero().flatten().tolist())
-        for split, number in PER_SPLIT.items():
-            place = root / split / name
-            place.mkdir(parents=True)
-            for index in range(number):
-                pixels = images.read([next(own)])[0].permute(1, 2, 0).numpy()
-                Image.fromarray(pixels).save(place / f"{index:02d}.png")
-    return root
+    return make_class_folders(tmp_path_factory.mktemp("folder"))
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,11 @@ import pandas as pd
 
 from sanbench.data import load_dataset
 from sanbench.errors import SanbenchError
+from sanbench.models.checkpoints import FORMAT as CHECKPOINT
 from sanbench.models.checkpoints import read_checkpoint, weights_hash
 from sanbench.store.check import check
 from sanbench.store.files import Store
+from sanbench.training.state import FORMAT as TRAINING
 from tests.support.class_folders import make_class_folders
 from tests.support.processes import ENVIRONMENT, ROOT
 
@@ -39,7 +41,7 @@ MEASURE = {
     "corrupt": ["corrupt", "--kinds", "fog,jpeg", "--severity", "1:2"],
     "attack": ["attack", "--attack", "pgd", "--eps", "2/255,4/255", "--steps", "3"],
 }
-PROGRAM = "import sys; from sanbench.evaluation import evaluate; evaluate.PART = 3; from sanbench_cli.main import main; main()"
+PROGRAM = "import sys; from sanbench.evaluation import evaluate; evaluate.PART = 3; from sanbench_cli.main import app; app()"
 EXPECTED = {  # of a run and a store, beside what belongs to them
     "runs": {"config.json", "metrics.jsonl", "last.pt", "best.pt"},
 }
@@ -187,7 +189,7 @@ class Soak:
 
     def harmless(self, path: Path, whole: bytes) -> bool:
         """Whether the flip is refused, or what is read equals what was written."""
-        kind = "sanbench training 1" if path.name == "resume.pt" else "sanbench checkpoint 1"
+        kind = TRAINING if path.name == "resume.pt" else CHECKPOINT
         if path.suffix == ".pt":
             try:
                 found = read_checkpoint(path, kind)
