@@ -1,6 +1,7 @@
 """The machine: which device computes, what it is called, and how its memory is handled."""
 
 import ctypes
+import gc
 import platform
 import sys
 from importlib.metadata import version
@@ -56,3 +57,10 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch holds and nothing uses, before less is asked for."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     Config = TypeVar("Config", bound=BaseModel)
 
 
+SHORT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+
+
 class SanbenchError(Exception):
     """Something failed: a file, a device, a measurement. The command line exits with 1."""
 
@@ -65,3 +68,8 @@ def validated(config: "type[Config]", kind: str, **values: object) -> "Config":
         if first["type"] == "value_error":
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         raise InputError(f"{field}={first['input']!s} is not accepted for {kind}: {first['msg'].lower()}.") from None
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Whether it is torch's or Python's way to say so, on any device."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY)

@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
+    """`notice` is a sentence that has to be read, once."""
+
     task: str
     done: int
     total: int
     figures: Mapping[str, float] = {}
+    notice: str = ""
 
 
 Report = Callable[[Progress], None]

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from sanbench.errors import SanbenchError
+from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import kind_of
 from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
@@ -41,7 +41,6 @@ class PlainConsole(Console):
 console = PlainConsole()
 errors = PlainConsole(stderr=True)
 ClickException = typer.BadParameter.__mro__[2]  # of the click that this typer brings or needs
-SHORT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 INTERRUPTED = 130
 FIGURES = {
     "loss": "loss {:.3f}",
@@ -90,7 +89,7 @@ class Commands(typer.core.TyperGroup):
             return str(error), error.exit_code
         if isinstance(error, ClickException):
             return typed_wrong(error), 2
-        if isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY):
+        if short_of_memory(error):
             return f"There is not enough memory{self.less_memory(ctx)}.", 1
         if isinstance(error, OSError) and error.strerror:
             return f"{error.filename or 'A file'} cannot be used: {error.strerror}.", 1
@@ -138,6 +137,8 @@ def progress() -> Iterator[Report]:
 
         def show(now: Progress) -> None:
             nonlocal latest
+            if now.notice:
+                errors.print(now.notice, soft_wrap=True)
             if now.total != latest.total or now.done < latest.done:  # another job: its time left is its own
                 bars.reset(task, total=now.total)
             bars.update(task, description=printable(now.task), completed=now.done, figures=figures(now))
@@ -152,6 +153,8 @@ def plain_lines() -> Report:
 
     def show(now: Progress) -> None:
         nonlocal latest
+        if now.notice:
+            errors.print(now.notice, soft_wrap=True)
         if latest is not None and latest.task != now.task:
             console.print(f"{latest.task} {figures(latest)}".rstrip(), soft_wrap=True)
         latest = now
@@ -183,6 +186,10 @@ def print_records(records: "Sequence[Record]", findings: "Findings") -> None:
             cells.append(f"{success.value:.1%}" if success and success.total else "")
         table.add_row(*cells)
     console.print(table)
+    told = [record for record in records if record.waited is not None]
+    if waited := sum(record.waited or 0 for record in told):
+        share = waited / (waited + sum(record.seconds for record in told))
+        console.print(f"{share:.1%} of the time was spent waiting for images to be read and corrupted.", soft_wrap=True)
     for flag in FLAGS:
         flagged = [f"{record.network.label} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:

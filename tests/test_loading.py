@@ -64,6 +64,30 @@ def heeds_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_started_process_that_fails_while_it_reads_ends(folder):
+    """multiprocessing would wait for the processes that read, which wait for work."""
+    program = f"""
+import multiprocessing
+from sanbench.data import Loader, ReadOptions, load_dataset
+
+def fail():
+    images = load_dataset("folder:{folder}", "train", ReadOptions(image_size=32))
+    loader = Loader(images, workers=1)
+    stream = loader.read([[0], [1], [2]])
+    next(stream)
+    kept.append((loader, stream))
+    raise SystemExit(3)
+
+kept = []
+process = multiprocessing.get_context("fork").Process(target=fail)
+process.start()
+process.join()
+print(process.exitcode)
+"""
+    with started([sys.executable, "-c", program]) as process:
+        assert process.communicate(timeout=60)[0] == "3\n"
+
+
 def test_ctrl_c_while_processes_start_is_not_lost(images, heeds_ctrl_c):
     """Python prints and forgets what is raised in the hooks of a fork: here the signal comes in such a hook."""
     armed = [True]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sanbench.data.folders import FolderImages
 from sanbench.data.imagenet import Layout
-from sanbench.data.images import Batch, Images, TensorImages
+from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
 from sanbench.data.loading import Loader, batches, dead_workers_named, default_workers
 from sanbench.data.tensors import load_cifar10, load_fashion10k, load_fashion_mnist
 from sanbench.errors import InputError, unknown
@@ -108,9 +108,11 @@ def subset(images: Images, limit: int | None, seed: int) -> list[int]:
 __all__ = [
     "DATASETS",
     "Batch",
+    "Changed",
     "Images",
     "Loader",
     "ReadOptions",
+    "Request",
     "Split",
     "TensorImages",
     "batches",

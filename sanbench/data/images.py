@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -93,3 +93,35 @@ class TensorImages(Images):
 
     def read(self, draws: Sequence[int]) -> Tensor:
         return self.images[torch.tensor(draws) % len(self)]
+
+
+class Request(NamedTuple):
+    """The images of `draws` as they are, or changed by the change of that name."""
+
+    change: str | None
+    draws: Sequence[int]
+
+
+class Changed(Dataset[Batch]):
+    """Images as processes that read give them: as they are, or after one of `changes`, by `Request`.
+
+    A change takes N x 3 x H x W, uint8, and the images' indices. Requests for the same images follow each other: what was
+    decoded for the last is kept.
+    """
+
+    def __init__(self, images: Images, changes: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {}) -> None:
+        self.images, self.changes = images, changes
+        self.latest: tuple[Sequence[int], Batch] | None = None
+
+    def __getitems__(self, request: Request) -> Batch:
+        if self.latest is None or self.latest[0] != request.draws:
+            self.latest = request.draws, self.images.__getitems__(request.draws)
+        batch = self.latest[1]
+        if request.change is None:
+            return batch
+        images = without_border(batch.images, batch.border)
+        return batch._replace(images=self.changes[request.change](images, batch.indices), border=0)
+
+
+def without_border(images: Tensor, border: int) -> Tensor:
+    return images[..., border:-border, border:-border] if border else images

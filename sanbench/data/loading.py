@@ -1,6 +1,5 @@
 """Loader: batches from persistent worker processes; how many workers there are, and the error when one dies."""
 
-import atexit
 import os
 import signal
 import threading
@@ -8,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from sanbench.data.images import Batch, Images, TensorImages
+from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
 from sanbench.errors import SanbenchError, UnreadableImage
 
 MOST_WORKERS = 16  # they decode faster than a GPU trains, and each takes memory
@@ -27,10 +27,10 @@ class DeadWorker(SanbenchError):
 class Chunks:
     """What a DataLoader takes for a sampler of batches: it is asked for the current chunks each time that it starts."""
 
-    current: Iterable[Sequence[int]] = ()
+    current: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return map(list, self.current)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.current)
 
 
 class Loader:
@@ -39,7 +39,7 @@ class Loader:
     Without `workers` there are `default_workers(images)`. What a batch holds depends on `images` and the draws alone.
     """
 
-    def __init__(self, images: Images, workers: int | None = None, skip_bad_images: bool = False) -> None:
+    def __init__(self, images: Images | Changed, workers: int | None = None, skip_bad_images: bool = False) -> None:
         self.skip_bad_images = skip_bad_images
         count = default_workers(images) if workers is None else workers
         self.chunks = Chunks()
@@ -53,8 +53,8 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """A batch for each chunk of draws (see `Images`), in order; a chunk is asked for when a process is free to read it.
+    def read(self, chunks: Iterable[Sequence[int]] | Iterable[Request]) -> Iterator[Batch]:
+        """A batch for each chunk of draws (see `Images`) or request, in order; it is asked for when a process is free to read.
 
         Raises UnreadableImage for the first image that cannot be decoded; with `skip_bad_images` only if no image of the batch
         can be, and the batch lists the others. Raises DeadWorker if a worker has died.
@@ -81,8 +81,8 @@ class Loader:
         started = self.loader._iterator is not None
         with interrupt_postponed():
             stream = iter(self.loader)
-        if not started:
-            atexit.register(kill, os.getpid(), getattr(stream, "_workers", []))
+        if not started:  # earlier than multiprocessing waits for them: in a process that it started, atexit comes too late
+            Finalize(None, kill, (os.getpid(), getattr(stream, "_workers", [])), exitpriority=0)
         return stream
 
     def close(self) -> None:
@@ -101,7 +101,10 @@ def kill(parent: int, workers: Sequence[BaseProcess]) -> None:
 
 
 def batches(
-    images: Images, chunks: Iterable[Sequence[int]], workers: int | None = None, skip_bad_images: bool = False
+    images: Images | Changed,
+    chunks: Iterable[Sequence[int]] | Iterable[Request],
+    workers: int | None = None,
+    skip_bad_images: bool = False,
 ) -> Iterator[Batch]:
     """The batches of `chunks`, from a loader that is used once: see `Loader.read`."""
     return Loader(images, workers, skip_bad_images).read(chunks)
@@ -155,12 +158,13 @@ def dead_worker(reason: str) -> DeadWorker:
     )
 
 
-def default_workers(images: Images, processes: int | None = None) -> int:
-    """0 for images in memory; else the available CPUs divided by `processes`, at least 1 and at most 16.
+def default_workers(images: Images | Changed, processes: int | None = None, changing: bool = False) -> int:
+    """0 for images in memory that are given as they are; else the available CPUs divided by `processes`, from 1 to 16.
 
-    `processes` are those that use this machine together, by default those that torchrun started on it.
+    `processes` are those that use this machine together, by default those that torchrun started on it; `changing` is
+    whether they change images too.
     """
-    if isinstance(images, TensorImages):
+    if isinstance(images, TensorImages) and not changing:
         return 0
     return max(1, min(MOST_WORKERS, available_cpus() // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 

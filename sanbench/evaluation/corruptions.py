@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as V
 
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.kinds import CorruptionOptions, Request
-from sanbench.evaluation.loop import Identity, Perturbation, Perturbed
+from sanbench.evaluation.loop import Identity, Perturbation
 from sanbench.evaluation.rng import image_seed, seeded
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ class Corrupted(Perturbation):
     severity: int
     seed: int = 0
     kind = "corruption"
+    by_reader = True
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -248,13 +249,13 @@ class Corrupted(Perturbation):
             "seed": self.seed,
         }
 
-    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+    def change(self, images: Tensor, indices: Tensor) -> Tensor:
         entry = CORRUPTIONS[self.name]
         made = []
-        for image, index in zip(images.cpu(), indices.tolist(), strict=True):
+        for image, index in zip(images.float() / 255, indices.tolist(), strict=True):
             draw = seeded(image_seed(self.seed, index, self.name, self.severity))
             made.append(entry.apply(image, entry.strengths[self.severity - 1], draw).clamp(0, 1))
-        return Perturbed((torch.stack(made) * 255).round().div(255).to(images.device), {})
+        return (torch.stack(made) * 255).round().to(torch.uint8)
 
 
 def parse(options: CorruptionOptions, request: Request) -> "Bind":

@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from sanbench.data import Images, batches, dead_workers_named, default_workers, subset
+from sanbench.data import Batch, Changed, Images, Request, batches, dead_workers_named, default_workers, subset
+from sanbench.data.images import without_border
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
-from sanbench.evaluation.loop import Perturbation, Scored, measure, without_border
+from sanbench.evaluation.loop import Perturbation, Scored, measure
 from sanbench.evaluation.processes import run_processes
 from sanbench.evaluation.sanity_checks import non_finite
 from sanbench.progress import Progress, Report, silent
@@ -25,6 +27,7 @@ from sanbench.store.rows import digest
 from sanbench.store.schema import ImageSet, Measurement, Record, now
 
 PART = 256  # images between two points from which an interrupted measurement goes on
+TELL = 0.5  # seconds between two tellings of progress, at least
 LOOK = 0.5  # seconds between two looks at what other processes measure
 
 
@@ -60,6 +63,7 @@ class Job:
     store: Store
     options: EvaluationOptions
     since: str = ""  # records that were created before do not count
+    done: set[tuple[int, int]] = field(default_factory=set)  # (condition, part) that need not be looked for again
 
     @property
     def task(self) -> str:
@@ -74,7 +78,11 @@ class Job:
         return {key: record for key, record in found.items() if record.created >= self.since}
 
     def finished(self) -> int:
-        return sum(not self.missing(part) for part in self.parts)
+        """How many parts of measurements are done, by any process."""
+        every = ((number, part) for part in self.parts for number in range(len(self.conditions)))
+        left = (pair for pair in every if pair not in self.done)
+        self.done.update(pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1]))
+        return len(self.done)
 
 
 def evaluate(
@@ -109,8 +117,8 @@ def evaluate(
         else:
             forget_broken(whole)
         while left := [c for c in conditions if c.measurement.key not in (found := whole.recorded())]:
-            job = replace(whole, conditions=left)
-            several = options.nproc > 1 and len(parts) - job.finished() > 1
+            job = replace(whole, conditions=left, done=set())
+            several = options.nproc > 1 and sum(bool(job.missing(part)) for part in parts) > 1
             measured = (measure_in_processes if several else measure_parts)(job, claims, device, progress)
             if not finish(job, claims, device) and not measured:
                 wait(job, claims, progress)
@@ -151,12 +159,19 @@ def forget_broken(job: Job) -> None:
 
 def measure_in_processes(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
     """`measure_parts` by several processes, each of which claims its own parts."""
-    workers = default_workers(job.images, job.options.nproc) if job.options.workers is None else job.options.workers
     job.evaluated.model.cpu()
-    shared = replace(job, options=replace(job.options, workers=workers))
+    shared = replace(job, options=replace(job.options, workers=readers(job)))
     run_processes(measure_here, shared, job.options.nproc, device, lambda: tell(job, progress))
     job.evaluated.model.to(device)
     return True
+
+
+def readers(job: Job) -> int:
+    """How many processes read images, and change them where a condition asks for it."""
+    if job.options.workers is not None:
+        return job.options.workers
+    changing = any(perturbation.by_reader for _, perturbation in job.conditions)
+    return default_workers(job.images, job.options.nproc if job.options.nproc > 1 else None, changing)
 
 
 def measure_here(job: Job, device: torch.device) -> None:
@@ -166,24 +181,68 @@ def measure_here(job: Job, device: torch.device) -> None:
         measure_parts(job, claims, device)
 
 
+class Task(NamedTuple):
+    """Conditions of a part that are measured on the same batch: one that readers make, or all others."""
+
+    part: int
+    conditions: list[Condition]
+
+
 def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Report = silent) -> bool:
-    """Measure the parts that this process can claim; whether there were any."""
-    claimed: list[tuple[int, list[Condition]]] = []
-    reader = batches(job.images, claim_parts(job, claims, claimed), job.options.workers)
-    stream = ((batch, [condition.perturbation for condition in claimed[done][1]]) for done, batch in enumerate(reader))
+    """Measure the parts that this process can claim; whether there were any.
+
+    While the network works on a batch, the reading processes read, and corrupt, those that come after it.
+    """
+    tasks: list[Task] = []  # in the order in which they were asked for
+    changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
+    clock = Clock()
+    reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
+    stream = ((batch, [p for _, p in tasks[done].conditions]) for done, batch in enumerate(reader))
+    notice = partial(tell, job, progress)
     with dead_workers_named():
-        for done, outcome in enumerate(measure(job.evaluated.model, stream, device, job.options.batch_size)):
-            number, conditions = claimed[done]
+        for done, outcome in enumerate(measure(job.evaluated.model, stream, device, job.options.batch_size, notice)):
+            part, conditions = tasks[done]
+            waited = clock.read() / len(conditions)
             for (measurement, _), scored in zip(conditions, outcome, strict=True):
-                save_examples(job, measurement, number, scored)
-                job.store.write_part(measurement, number, Part(scored.rows, scored.seconds, scored.perturbed.places))
-            claims.release([claim(condition, number) for condition in conditions])
-            tell(job, progress)
-    return bool(claimed)
+                save_examples(job, measurement, part, scored)
+                kept = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
+                job.store.write_part(measurement, part, kept)
+            claims.release([claim(condition, part) for condition in conditions])
+            if clock.due():
+                tell(job, progress)
+    tell(job, progress)
+    return bool(tasks)
 
 
-def claim_parts(job: Job, claims: Claims, claimed: list[tuple[int, list[Condition]]]) -> Iterator[list[int]]:
-    """The images of each part that is this process's, claimed when it is asked for; `claimed` tells which those are."""
+class Clock:
+    """How long was waited for batches, and when progress is told again."""
+
+    def __init__(self) -> None:
+        self.waited, self.told = 0.0, time.monotonic()
+
+    def waited_for(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.monotonic()
+            batch = next(stream, None)
+            self.waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def read(self) -> float:
+        """Seconds since the last call that were spent waiting."""
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+    def due(self) -> bool:
+        if (now := time.monotonic()) - self.told < TELL:
+            return False
+        self.told = now
+        return True
+
+
+def claim_parts(job: Job, claims: Claims, tasks: list[Task]) -> Iterator[Request]:
+    """What readers are asked for: each part that is this process's, claimed when they are ready for it; see `Task`."""
     for number, indices in job.parts.items():
         missing = {claim(condition, number): condition for condition in job.missing(number)}
         taken = claims.take(list(missing)) if missing else []
@@ -194,23 +253,28 @@ def claim_parts(job: Job, claims: Claims, claimed: list[tuple[int, list[Conditio
             if job.store.has_part(missing[name].measurement, number) or missing[name].measurement.key in recorded
         ]
         claims.release(done)
-        conditions = [missing[name] for name in taken if name not in done]
-        if conditions:
-            claimed.append((number, conditions))
-            yield indices
+        mine = [missing[name] for name in taken if name not in done]
+        if as_read := [condition for condition in mine if not condition.perturbation.by_reader]:
+            tasks.append(Task(number, as_read))
+            yield Request(None, indices)
+        for condition in mine:
+            if condition.perturbation.by_reader:
+                tasks.append(Task(number, [condition]))
+                yield Request(condition.measurement.id, indices)
 
 
 def claim(condition: Condition, part: int | str) -> str:
     return f"{condition.measurement.id}-{part}"
 
 
-def tell(job: Job, progress: Report) -> None:
-    progress(Progress(job.task, job.finished(), len(job.parts)))
+def tell(job: Job, progress: Report, notice: str = "") -> None:
+    progress(Progress(job.task, job.finished(), len(job.parts) * len(job.conditions), notice=notice))
 
 
 def wait(job: Job, claims: Claims, progress: Report) -> None:
     """Until another process, or its death, may have changed what there is to do."""
-    progress(Progress(f"{job.task}, measured by another process", job.finished(), len(job.parts)))
+    total = len(job.parts) * len(job.conditions)
+    progress(Progress(f"{job.task}, measured by another process", job.finished(), total))
     time.sleep(LOOK)
     claims.clean()
 
@@ -231,7 +295,7 @@ def finish(job: Job, claims: Claims, device: torch.device) -> bool:
 def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Record, pd.DataFrame]:
     """The record of all parts of a measurement, and its rows."""
     measurement, perturbation = condition
-    rows, seconds, places = job.store.read_parts(measurement, len(job.parts))
+    rows, seconds, places, waited = job.store.read_parts(measurement, len(job.parts))
     if rows["index"].tolist() != [index for part in job.parts.values() for index in part]:
         raise SanbenchError(f"The parts of measurement {measurement.id} do not hold each image once: repeat with --force.")
     if not rows["finite"].any():
@@ -254,6 +318,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         versions=versions(),
         device=describe(device),
         seconds=seconds,
+        waited=waited,
     )
     return record, rows
 
@@ -261,8 +326,8 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:
     """Examples of what was measured without them: they depend on the image alone, so they are the same."""
     attacks = [c for c in job.conditions if c.perturbation.has_examples and not job.store.has_pictures(c.measurement)]
-    first = chosen[: job.options.save_images]
-    stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(job.images, [first] if attacks else [], 0))
+    first = [Request(None, chosen[: job.options.save_images])] if attacks else []
+    stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(Changed(job.images), first, 0))
     for outcome in measure(job.evaluated.model, stream, device, job.options.batch_size):
         for condition, scored in zip(attacks, outcome, strict=True):
             save_examples(job, condition.measurement, 0, scored)

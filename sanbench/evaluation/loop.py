@@ -1,15 +1,18 @@
 """The evaluation loop: accuracy, rotations and attacks are pairs (setting, perturbation) handed to it."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from sanbench.data import Batch
+from sanbench.data.images import without_border
+from sanbench.device import release_memory
+from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import AccuracyOptions, Request
 from sanbench.evaluation.sanity_checks import near_chance
 
@@ -31,19 +34,29 @@ class Perturbation:
     setting  all that decides what happens, in plain values
     border   how many pixels around the network's input it is given too
     has_examples  whether what it makes is worth keeping as pictures
+    by_reader  whether `change` makes the images, in the processes that read them, while the network works on others
     """
 
     kind = ""
     border = 0
     has_examples = False
+    by_reader = False
 
     @property
     def setting(self) -> dict[str, Any]:
         return {}
 
+    def change(self, images: Tensor, indices: Tensor) -> Tensor:
+        """images N x 3 x H x W, uint8, and their indices in the split -> what the network is given, uint8."""
+        return images
+
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         """images N x 3 x H x W in [0, 1], their labels, and their indices in the split."""
         return Perturbed(images, {})
+
+    def in_batches(self, size: int) -> Self:
+        """The same, which shows the network at most `size` images at once."""
+        return self
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
         """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
@@ -76,27 +89,47 @@ def measure(
     stream: Iterable[tuple[Batch, Sequence[Perturbation]]],
     device: torch.device,
     batch_size: int | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> Iterator[list[Scored]]:
     """For each batch, the rows of each of its perturbations, in float32 and evaluation mode.
 
-    A batch is read once and perturbed as a whole; the network sees at most `batch_size` images at once.
+    A batch is read once and perturbed as a whole; the network sees at most `batch_size` images at once. Where they are too
+    many for the device's memory, half as many are tried, and `notice` is told. Raises SanbenchError if one is too many.
     """
     for batch, perturbations in stream:
-        with evaluating(model):
-            images = batch.images.to(device, non_blocking=True).float() / 255
-            labels = batch.labels.to(device)
-            outcome = []
-            for perturbation in perturbations:
-                started = time.perf_counter()
-                given = without_border(images, batch.border - perturbation.border)
-                perturbed = perturbation(given, labels, batch.indices)
-                rows = score(model, perturbed, batch.indices, labels, batch_size)
-                outcome.append(Scored(rows, perturbed, time.perf_counter() - started))
+        outcome = []
+        for perturbation in perturbations:
+            while True:
+                try:
+                    outcome.append(measure_one(model, batch, perturbation, device, batch_size))
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not short_of_memory(error):
+                        raise
+                    batch_size = smaller(batch_size or len(batch.labels), device, error)
+                notice(f"Short of memory on {device.type}: from here on the network sees {batch_size} images at once.")
+                release_memory(device)
         yield outcome
 
 
-def without_border(images: Tensor, border: int) -> Tensor:
-    return images[..., border:-border, border:-border] if border else images
+def smaller(batch_size: int, device: torch.device, error: Exception) -> int:
+    if batch_size == 1:
+        sentence = f"One image at a time is too much for the memory of {device.type}: a smaller network or image takes less."
+        raise SanbenchError(sentence) from error
+    return batch_size // 2
+
+
+def measure_one(
+    model: nn.Module, batch: Batch, perturbation: Perturbation, device: torch.device, batch_size: int | None
+) -> Scored:
+    with evaluating(model):
+        images = batch.images.to(device, non_blocking=True).float() / 255
+        labels = batch.labels.to(device)
+        started = time.perf_counter()
+        given = without_border(images, batch.border - perturbation.border)
+        perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
+        rows = score(model, perturbed, batch.indices, labels, batch_size)
+        return Scored(rows, perturbed, time.perf_counter() - started)
 
 
 @torch.no_grad()

@@ -33,11 +33,15 @@ SHARED = ("network", "training", "data", "classes", "versions")  # fields of rec
 
 
 class Part(NamedTuple):
-    """Some images' rows of a measurement, the seconds they took, and the places that the batches of their passes had."""
+    """Some images' rows of a measurement, the seconds they took, and the places that the batches of their passes had.
+
+    waited  seconds in which the device had nothing to do, because images were not read or changed yet
+    """
 
     rows: pd.DataFrame
     seconds: float
     places: int
+    waited: float
 
 
 class Store:
@@ -182,7 +186,7 @@ class Store:
 
     def write_part(self, measurement: Measurement, number: int, part: Part) -> None:
         table = pa.Table.from_pandas(part.rows, preserve_index=False)
-        cost = {"seconds": str(part.seconds), "places": str(part.places)}
+        cost = {name: str(getattr(part, name)) for name in ("seconds", "places", "waited")}
         with self.writing(self._part_path(measurement, number)) as partial:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
 
@@ -191,7 +195,8 @@ class Store:
         tables = [pq.read_table(self._part_path(measurement, number)) for number in range(parts)]
         seconds = sum(float(table.schema.metadata[b"seconds"]) for table in tables)
         places = sum(int(table.schema.metadata[b"places"]) for table in tables)
-        return Part(pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places)
+        waited = sum(float(table.schema.metadata.get(b"waited", 0)) for table in tables)
+        return Part(pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places, waited)
 
     def discard(self, measurement: Measurement) -> None:
         """Forget the parts of a measurement."""

@@ -117,6 +117,8 @@ class Record(Measurement):
     flags       what its own rows show, see `sanbench.evaluation.sanity_checks`; what other records show is found on reading
     rows        SHA-256 of its rows, see `sanbench.store.files.digest`
     device      what measured it; of several processes that of the one that finished
+    seconds     that the device and its processes were at work
+    waited      beside them, seconds of waiting for images that were not read or corrupted yet; None: not told
     """
 
     run: str
@@ -130,6 +132,7 @@ class Record(Measurement):
     versions: dict[str, str]
     device: str
     seconds: float
+    waited: float | None = None
     created: str = Field(default_factory=now)
 
 

@@ -1,7 +1,8 @@
 """An attack as a perturbation: which images are attacked, how often, and what is kept of it."""
 
+import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ class Attack(Perturbation):
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         columns = {name: torch.zeros_like(labels) for name in SPENT}
-        before = len(self.sizes)
+        self.sizes.clear()
         clean = self.clean(self.model, images, columns)
         victim = self.model if self.surrogate is None else self.surrogate.model
         logits = clean if self.surrogate is None else self.clean(victim, images, columns)
@@ -113,8 +114,15 @@ class Attack(Perturbation):
         columns |= {} if target is None else {"target": target}
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
-        batches = len(self.sizes) - before + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
+        batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
         return perturbed._replace(places=batches * self.batch_size)
+
+    def in_batches(self, size: int) -> Self:
+        if size >= self.batch_size:
+            return self
+        smaller = copy.copy(self)
+        smaller.batch_size, smaller.sizes = size, []
+        return smaller
 
     def rounds(self, classes: int) -> Iterable[Round]:
         """In order. Raises InputError for too few classes."""
