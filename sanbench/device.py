@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import platform
+import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -64,3 +65,11 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; where the system does not tell, the most that ever were."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -21,6 +21,7 @@ from sanbench_cli.options import (
     Device,
     Results,
     Root,
+    Runs,
     list_of,
     number_within,
     one_of,
@@ -113,6 +114,20 @@ def reading(
     )
 
 
+@bench.command("images")
+def made_images(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where val/ with 1,000 class folders is written.")],
+    images: Annotated[int, typer.Option(help="Files of 500 x 375.", **COUNT)] = 50_000,
+    photographs: Annotated[Path | None, typer.Option(help="Folder of photographs; default: the 20 that foolbox ships.")] = None,
+) -> None:
+    """Make a set laid out like ImageNet's, to measure time and memory on: sanbench bench images made-imagenet."""
+    from sanbench.bench.photographs import make_imagenet
+
+    with progress() as bar:
+        make_imagenet(folder, images, photographs, bar)
+    console.print(f"{folder}: {images:,} files. Next: --data imagenet --data-root {folder}", soft_wrap=True)
+
+
 @bench.command()
 def ops(
     batch_size: BatchSize = 4,
@@ -161,6 +176,75 @@ def evaluate(
     console.print(table)
     network = " ".join(f"{field}={value}" for field, value in found[0].setting["network"].items())
     note(f"{network}, {found[0].setting['images']} images, batch {batch_size}, medians, {conditions(found)}.")
+
+
+@bench.command()
+def pipeline(
+    network: Annotated[
+        str, typer.Argument(metavar="stub|RUN|CHECKPOINT|MODEL", help="stub is one 1 x 1 convolution.")
+    ] = "stub",
+    data_root: Annotated[Path, typer.Option(help="ImageNet's, or one that `sanbench bench images` made.")] = Path("data"),
+    images: Annotated[int, typer.Option(help="Of the validation images.", **COUNT)] = 2000,
+    workers: Annotated[
+        list[int] | None, typer.Option(help="Reading processes; several sweep. Default: 1, 2.", **WORKERS)
+    ] = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """How fast images are read, perturbed and measured, how long the network waits, and in how much memory."""
+    from rich.table import Table
+
+    from sanbench.bench.pipeline import time_pipeline
+
+    used, readers = start(device), workers or [1, 2]
+    found = record_each(results, lambda bar: time_pipeline(network, runs, data_root, images, readers, used, bar))
+    table = Table("perturbation", "readers", "images/s", "waiting", "MB after a tenth", "MB at the end")
+    for one in found:
+        cells = [one.setting["case"], str(one.setting["workers"]), f"{one.figures['images_per_second']:.1f}"]
+        memory = [f"{one.figures[when] / 1e6:.0f}" for when in ("resident_early", "resident_late")]
+        table.add_row(*cells, f"{one.figures['waiting']:.1%}", *memory)
+    console.print(table)
+    note(f"{found[0].setting['network']}, {images:,} images, {conditions(found)}. Readers: processes that read and corrupt.")
+
+
+@bench.command()
+def protocol(
+    network: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="MODEL has fresh weights.")] = "san10",
+    images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 50_000,
+    top1: Annotated[
+        float, typer.Option(help="Share that it has right, on which attacks work.", callback=number_within("--top1", 0, 1))
+    ] = 1.0,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """What all measurements of a network would take here, in hours: sanbench bench protocol san10 --top1 0.77."""
+    from rich.table import Table
+
+    from sanbench.bench.protocol import Line, time_protocol
+    from sanbench.runs.evaluated import fresh_or_evaluated
+
+    used, lines = start(device), list[Line]()
+    evaluated = fresh_or_evaluated(network, runs)
+    evaluated.model.to(used)
+
+    def timed(bar: "Report") -> "Iterable[Benchmark]":
+        found, benchmark = time_protocol(evaluated, images, top1, batch_size, used, bar)
+        lines.extend(found)
+        return [benchmark]
+
+    (found,) = record_each(results, timed)
+    table = Table("command", "conditions", "images", "hours")
+    for line in lines:
+        table.add_row(line.command, str(line.conditions), f"{line.images:,}", f"{line.seconds / 3600:.3g}")
+    table.add_row("all", "", "", f"{sum(line.seconds for line in lines) / 3600:.3g}")
+    console.print(table)
+    note(
+        f"{evaluated.network.label}, images of {found.setting['image_size']} pixels, {top1:.0%} of them right, "
+        f"batch {batch_size}; from costs of {found.setting['sample']} photographs, {conditions([found])}."
+    )
 
 
 @bench.command()

@@ -5,5 +5,7 @@ BENCHMARKS = {
     "ops": "attention layers of each stage by kernel",
     "evaluate": "the evaluation loop against the network's own passes",
     "train": "steps of the training loop, and the shares of their parts",
+    "pipeline": "images a second, waiting and memory of evaluation beside the network",
+    "protocol": "what all measurements of a network would take, by command",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",
 }

@@ -1,32 +1,29 @@
 """What reading images costs: `sanbench bench data`, against torchvision's ImageFolder with PIL in the same run."""
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from sanbench.bench.photographs import HEIGHT, QUALITY, WIDTH, cuts, photographs_here
 from sanbench.bench.timing import time_in_turn
 from sanbench.data import Loader, ReadOptions, Split, load_dataset
-from sanbench.data.decoding import Region, find_decoder, opened
-from sanbench.data.folders import SUFFIXES
+from sanbench.data.decoding import Region, find_decoder
 from sanbench.errors import InputError
 from sanbench.progress import Report, silent
 from sanbench.store.schema import Benchmark
 from sanbench.training.augment import BatchSlice, augment
 
-WIDTH, HEIGHT, QUALITY = 500, 375, 96  # ImageNet's most frequent size; about its bytes an image
 BATCH, SIDE = 32, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REFERENCE = "ImageFolder, PIL"
@@ -68,24 +65,10 @@ def time_reading(
 
 def make_photographs(photographs: Path, root: Path, count: int) -> float:
     """`count` JPEG files under root/train/0 and root/val/0, each another cut of a photograph; the mean size in bytes."""
-    suitable = []
-    for path in sorted(photographs.rglob("*")) if photographs.is_dir() else []:
-        if path.suffix.lower() in SUFFIXES:
-            with opened(path) as (file, _):
-                if min(file.size) >= HEIGHT:
-                    suitable.append(file.convert("RGB"))
-    if not suitable:
-        raise InputError(f"{photographs} holds no photographs of at least {HEIGHT} pixels a side: name a folder that does.")
     folder = root / "train" / "0"
     folder.mkdir(parents=True)
     (root / "val").symlink_to(root / "train")
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        photograph = suitable[number % len(suitable)]
-        scale = min(photograph.width / WIDTH, photograph.height / HEIGHT)
-        width, height = int(WIDTH * scale), int(HEIGHT * scale)
-        left, top = (int(generator.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height))
-        cut = photograph.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, (left, top, left + width, top + height))
+    for number, cut in enumerate(islice(cuts(photographs), count)):
         cut.save(folder / f"{number:05d}.jpg", quality=QUALITY)
     return statistics.mean(path.stat().st_size for path in folder.iterdir())
 
@@ -135,13 +118,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def photographs_here() -> Path:
-    """The 20 ImageNet photographs that the test extra `foolbox` ships. Raises InputError without it."""
-    from importlib.util import find_spec
-
-    found = find_spec("foolbox")
-    if found is None or found.origin is None:
-        raise InputError("Name a folder of photographs, or pip install foolbox, which ships 20 of ImageNet's.")
-    return Path(os.path.dirname(found.origin)) / "data"

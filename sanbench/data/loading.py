@@ -166,7 +166,12 @@ def default_workers(images: Images | Changed, processes: int | None = None, chan
     """
     if isinstance(images, TensorImages) and not changing:
         return 0
-    return max(1, min(MOST_WORKERS, available_cpus() // (processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    return reading_processes(processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def reading_processes(sharing: int = 1) -> int:
+    """For images in files, where `sharing` processes use this machine together."""
+    return max(1, min(MOST_WORKERS, available_cpus() // sharing))
 
 
 def available_cpus(root: Path = Path("/")) -> int:

@@ -208,9 +208,8 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
                 kept = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
                 job.store.write_part(measurement, part, kept)
             claims.release([claim(condition, part) for condition in conditions])
-            if clock.due():
-                tell(job, progress)
-    tell(job, progress)
+            clock.tell(job, progress, TELL)
+    clock.tell(job, progress, 0)
     return bool(tasks)
 
 
@@ -218,7 +217,7 @@ class Clock:
     """How long was waited for batches, and when progress is told again."""
 
     def __init__(self) -> None:
-        self.waited, self.told = 0.0, time.monotonic()
+        self.waited, self.told, self.finished = 0.0, time.monotonic(), -1
 
     def waited_for(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -234,11 +233,11 @@ class Clock:
         waited, self.waited = self.waited, 0.0
         return waited
 
-    def due(self) -> bool:
-        if (now := time.monotonic()) - self.told < TELL:
-            return False
-        self.told = now
-        return True
+    def tell(self, job: Job, progress: Report, after: float) -> None:
+        """Tell progress if that was last done `after` seconds ago, and there is some."""
+        if (now := time.monotonic()) - self.told >= after and job.finished() != self.finished:
+            self.told, self.finished = now, job.finished()
+            tell(job, progress)
 
 
 def claim_parts(job: Job, claims: Claims, tasks: list[Task]) -> Iterator[Request]:

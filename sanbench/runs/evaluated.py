@@ -7,7 +7,7 @@ from typing import Any
 
 from sanbench.data import Images, ReadOptions, find_dataset, load_dataset
 from sanbench.errors import InputError, SanbenchError, unknown
-from sanbench.models import SMALLEST_IMAGE, Classifier
+from sanbench.models import FAMILIES, MODELS, SMALLEST_IMAGE, Classifier, build_model, resolve
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
 from sanbench.models.external import is_external, load_external
 from sanbench.models.probe import probe
@@ -94,6 +94,25 @@ def load_evaluated(
         raise unknown("run or checkpoint file", name, runs)
 
     return [load(name) for name in names]
+
+
+def fresh_or_evaluated(name: str, root: Path) -> EvaluatedModel:
+    """A run or checkpoint file, or a name of `sanbench.models.MODELS` with fresh weights, which cost as much as trained ones.
+
+    Raises InputError for a name that is none of these, SanbenchError for a file that cannot be used.
+    """
+    runs = [run.name for run in all_runs(root)]
+    if name in runs or Path(name).is_file():
+        (found,) = load_evaluated([name], root)
+        return found
+    try:
+        resolve(name)
+    except InputError:
+        aliases = [alias for family in FAMILIES.values() for alias in family.aliases]
+        raise unknown("run, checkpoint file or model", name, [*runs, *MODELS, *aliases]) from None
+    model = build_model(name).eval()
+    data = {"name": None, "root": "data", "image_size": 224}
+    return EvaluatedModel(model, weights_hash(model.state_dict()), name, data, {}, "not trained")
 
 
 def load_finished(root: Path) -> list[EvaluatedModel]:

@@ -1,0 +1,175 @@
+"""Evaluation of many large images: who makes corruptions, what is waited for, short memory, flat memory, what it would take."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from sanbench.bench.photographs import make_imagenet
+from sanbench.bench.pipeline import CASES, time_pipeline
+from sanbench.bench.protocol import BUDGETS, Steadfast, all_passes, standard_seconds, time_protocol
+from sanbench.data import Changed, Images, ReadOptions, Request, load_dataset
+from sanbench.errors import SanbenchError
+from sanbench.evaluation import evaluate as evaluation
+from sanbench.evaluation.attacks.attack import Attack, bind
+from sanbench.evaluation.attacks.table import parse_attacks
+from sanbench.evaluation.corruptions import parse_corruptions
+from sanbench.evaluation.evaluate import EvaluationOptions
+from sanbench.evaluation.loop import Identity, measure
+from sanbench.evaluation.rotations import Rotation
+from sanbench.store.files import Store
+from tests.support.quick_measurements import measured
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2}, {}, pytest.param({"nproc": 2}, marks=pytest.mark.slow)])
+def test_who_corrupts_decides_nothing(options, evaluated, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "PART", 5)
+    settings = [Identity(), *parse_corruptions("gaussian-noise,fog", "1,5", 0), Rotation(90)]
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    one = measured(evaluated, images, here, settings, workers=0)
+    two = measured(evaluated, images, there, settings, **options)
+    for a, b in zip(one, two, strict=True):
+        assert a.key == b.key
+        pd.testing.assert_frame_equal(here.rows(a), there.rows(b), rtol=1e-4)
+        assert b.waited is not None and 0 <= b.waited < 60
+
+
+def test_processes_that_read_corrupt_in_memory_images_too(evaluated, tmp_path):
+    small = load_dataset("fashion10k", "test")
+    job = evaluation.Job(evaluated, small, [], {}, Store(tmp_path), EvaluationOptions())
+    assert evaluation.readers(job) == 0
+    (fog,) = parse_corruptions("fog", "1", 0)
+    corrupting = evaluation.Job(evaluated, small, [evaluation.Condition(None, fog)], {}, Store(tmp_path), EvaluationOptions())
+    assert evaluation.readers(corrupting) > 0
+
+
+def test_images_are_decoded_once_for_all_changes(images):
+    read: list[int] = []
+
+    class Counted(Images):
+        labels, border = images.labels, 0
+
+        def read(self, draws):
+            read.extend(draws)
+            return images.read(draws)
+
+    changed = Changed(Counted(), {"dark": lambda pixels, indices: pixels // 2})
+    upright, dark, other = (
+        changed.__getitems__(request) for request in (Request(None, [0, 1]), Request("dark", [0, 1]), Request("dark", [2]))
+    )
+    assert read == [0, 1, 2]
+    assert torch.equal(dark.images, upright.images // 2)
+    assert other.indices.tolist() == [2]
+
+
+class Narrow(nn.Module):
+    """A network on a device that has memory for `room` images."""
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        super().__init__()
+        self.model, self.room, self.seen = model, room, list[int]()
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        self.seen.append(len(images))
+        return self.model(images)
+
+
+def test_short_memory_halves_the_batch_and_changes_no_row(evaluated, images):
+    batch = images.__getitems__(list(range(len(images))))
+    steps = parse_attacks("pgd", "8/255", 3)
+    found, told = {}, []
+    for room in (3, 100):
+        narrow = Narrow(evaluated.model, room)
+        settings = [Identity(), *bind(narrow, steps), Rotation(90)]
+        (outcome,) = measure(narrow, [(batch, settings)], CPU, 16, told.append)
+        found[room] = [scored.rows for scored in outcome]
+        assert max(narrow.seen) <= room
+    for short, wide in zip(found[3], found[100], strict=True):
+        pd.testing.assert_frame_equal(short, wide, rtol=1e-4, atol=1e-6)
+    assert [sentence.rsplit(" ", 4)[1] for sentence in told] == ["8", "4", "2"]  # from there on 2
+
+
+def test_memory_for_not_even_one_image_is_a_sentence(evaluated, images):
+    batch = images.__getitems__([0, 1, 2])
+    with pytest.raises(SanbenchError, match="One image at a time is too much for the memory of cpu"):
+        list(measure(Narrow(evaluated.model, 0), [(batch, [Identity()])], CPU, 16))
+
+
+def test_other_errors_of_a_network_are_not_taken_for_short_memory(evaluated, images):
+    class Broken(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        list(measure(Broken(), [(images.__getitems__([0]), [Identity()])], CPU))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    make_imagenet(root, 12)
+    return root
+
+
+def test_a_made_set_has_the_names_of_imagenet(made):
+    files = sorted(path.relative_to(made).as_posix() for path in made.rglob("*.JPEG"))
+    assert files[0] == "val/n01440764/ILSVRC2012_val_00000001.JPEG"
+    assert len(files) == 12
+    images = load_dataset(f"folder:{made}", "test", ReadOptions())
+    batch = images.__getitems__([0, 5])
+    assert batch.images.shape == (2, 3, 224, 224)
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
+def test_a_network_that_never_falls_spends_every_pass():
+    network, label = Steadfast(5), torch.tensor([4])
+    config = parse_attacks("apgd", "4/255", 20)[0][1]
+    columns = Attack("apgd", network, config)(torch.full((1, 3, 32, 32), 0.5), label, torch.tensor([0])).columns
+    assert not columns["prediction_8bit"].ne(4).any()
+    assert int(columns["backward_passes"]) == 21  # of the start and of each step
+    few, many = all_passes(5), all_passes(12)
+    assert many["backward_passes"] > few["backward_passes"] > 100  # four targets, then nine
+    assert few["forward_passes"] > 5000  # square's queries
+
+
+def test_the_protocol_says_what_each_command_would_take(evaluated):
+    lines, benchmark = time_protocol(evaluated, 1000, 0.5, 4, CPU)
+    seconds = {line.command: line.seconds for line in lines}
+    assert [line.images for line in lines] == [1000] * 5
+    assert [line.conditions for line in lines] == [1, 4, 20, 75, 4]
+    assert all(value > 0 for value in seconds.values())
+    assert benchmark.kind == "protocol"
+    assert seconds["corrupt"] > 5 * seconds["accuracy"]
+    assert benchmark.seconds == seconds
+
+
+def test_standard_costs_all_passes_where_pgd_did_not_succeed():
+    figures = {"upright": 1.0, **{f"pgd {eps}": 10.0 for eps in BUDGETS.split(",")}}
+    rows = pd.DataFrame({"forward_passes": [6, 6], "backward_passes": [2, 2], "success": [True, False]})
+    every = all_passes(10)
+    cost = standard_seconds(figures, dict.fromkeys(BUDGETS.split(","), rows), 10)
+    assert cost == pytest.approx((6 + 2 * 2 + every["forward_passes"] + 2 * every["backward_passes"]) / 2)
+
+
+@pytest.mark.slow
+def test_memory_is_flat(tmp_path):
+    """At the end it is within 5% of that after a tenth of the images; docs/performance.md has 50,000."""
+    make_imagenet(tmp_path / "made", 10_000)
+    for one in time_pipeline("stub", tmp_path, tmp_path / "made", 10_000, [2], CPU):
+        early, late = one.figures["resident_early"], one.figures["resident_late"]
+        assert late < 1.05 * early, f"{one.setting['case']}: {early / 1e6:.0f} -> {late / 1e6:.0f} MB"
+
+
+@pytest.mark.slow
+def test_the_pipeline_tells_speed_waiting_and_memory(tmp_path):
+    make_imagenet(tmp_path / "made", 1000)
+    found = list(time_pipeline("stub", tmp_path, tmp_path / "made", 6, [1], CPU))
+    assert [one.setting["case"] for one in found] == list(CASES)
+    for one in found:
+        assert 0 < one.figures["waiting"] < 1
+        assert one.figures["images_per_second"] > 0
+        assert one.figures["resident_late"] > 1e8
