@@ -90,7 +90,8 @@ def time_protocol(
 
     timed("upright", [Identity()])  # the first pass of a network is slower
     timed("upright", [Identity()])
-    turns, angles, corruptions = parse_angles(TURNS), parse_angles(ANGLES), parse_corruptions("all", "1:5", 0)
+    turns, corruptions = parse_angles(TURNS), parse_corruptions("all", "1:5", 0)
+    angles = [angle for angle in parse_angles(ANGLES) if angle not in turns]  # what was measured is not repeated
     timed("quarter turn", turns)
     timed("any angle", angles[:2])
     started = time.perf_counter()
