@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import platform
 import resource
 import sys
@@ -73,3 +74,10 @@ def resident_memory() -> int:
     if status.is_file():
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device, or this machine, has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -113,6 +113,7 @@ WRITING = {  # what each file writes: only the store writes results
     "sanbench/data/prepare.py": "class folders",
     "sanbench/data/shrink.py": "smaller images",
     "sanbench/bench/reading.py": "images to time decoders on",
+    "sanbench/bench/photographs.py": "a made set laid out like ImageNet",
     "sanbench/ops/gpu/launch.py": "compiled code, in a temporary folder",
     "sanbench/report/__init__.py": "the text of a table, which the store writes",
 }

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from sanbench.errors import SanbenchError
+from sanbench.errors import InputError, SanbenchError
 from sanbench.runs.config import configure
 from sanbench.runs.run import Run
-from sanbench.training import guards
+from sanbench.training import guards, plan
 from sanbench.training.loop import train
 from tests.support.commands import sanbench
 
@@ -103,3 +103,12 @@ def test_runs_and_a_dry_run(folder, tmp_path):
     listed = sanbench("runs", "--runs", str(tmp_path / "runs"))
     assert "finished" in listed.stdout
     assert "2 of 2" in listed.stdout
+
+
+def test_a_batch_beyond_the_memory_is_refused_before_anything_is_written(folder, tmp_path, monkeypatch):
+    changes = {"batch_size": 64, "width": 0.25}
+    config = configure("resnet26", f"folder:{folder}", changes=changes, image_size=64, workers=0)
+    monkeypatch.setattr(plan, "total_memory", lambda device: 2**22)
+    with pytest.raises(InputError, match="batch_size 64 is not accepted: a step of 48 images at once takes at least"):
+        train(config, tmp_path / "new", torch.device("cpu"))
+    assert not (tmp_path / "new").exists()

@@ -108,7 +108,7 @@ class FolderImages(Images):
         resize: int | None = None,
         interpolation: str = "bilinear",
     ) -> None:
-        self.name, self.split, self.image_size = name, split, image_size
+        self.name, self.split, self.side = name, split, image_size
         self.resized_side, self.interpolation = resize or round(image_size * 256 / 224), interpolation
         for option, side in (("image_size", image_size), ("resize", self.resized_side)):
             if side not in SIDES:
@@ -157,10 +157,10 @@ class FolderImages(Images):
         path = self.locate(draw % len(self))
         if self.split == "train":
             return self.decode.read(path, lambda width, height: self.random_region(draw, width, height))
-        return F.center_crop(self.decode.read(path, self.whole_region), [self.image_size + 2 * self.border])
+        return F.center_crop(self.decode.read(path, self.whole_region), [self.side + 2 * self.border])
 
     def whole_region(self, width: int, height: int) -> Region:
         return whole(width, height, self.resized_side)._replace(interpolation=self.interpolation)
 
     def random_region(self, draw: int, width: int, height: int) -> Region:
-        return random_box(np.random.default_rng((self.seed, draw)), width, height, self.image_size)
+        return random_box(np.random.default_rng((self.seed, draw)), width, height, self.side)

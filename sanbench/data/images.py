@@ -32,6 +32,7 @@ class Images(Dataset[Batch], ABC):
     split: str
     classes: list[str]
     labels: Tensor
+    side: int  # pixels of the network's input
     fingerprint: str  # SHA-256 of the pixels and labels, of photographs of the files' names and sizes
     decoder: str
     preprocessing = ""  # how photographs are resized and cropped
@@ -86,7 +87,7 @@ class TensorImages(Images):
 
     def __init__(self, name: str, split: str, images: Tensor, labels: Tensor, classes: list[str], crop_padding: int) -> None:
         self.name, self.split, self.classes = name, split, classes
-        self.images, self.labels, self.crop_padding = images, labels, crop_padding
+        self.images, self.labels, self.crop_padding, self.side = images, labels, crop_padding, images.shape[-1]
         digest = hashlib.sha256(images.contiguous().numpy().tobytes())
         digest.update(labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()

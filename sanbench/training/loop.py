@@ -22,6 +22,7 @@ from sanbench.training.distributed import SINGLE, ProcessGroup
 from sanbench.training.guards import FaultCheck
 from sanbench.training.interruption import Interruption
 from sanbench.training.log import Log, check_tensorboard
+from sanbench.training.plan import check_memory, steps_per_epoch
 from sanbench.training.profile import Profile
 from sanbench.training.state import TrainState
 
@@ -51,6 +52,7 @@ def train(
     validation = load_dataset(config.data, "validation", config.read_options)
     group.check(config.recipe.batch_size, config.accumulate)
     check_tensorboard(config.tensorboard)
+    check_memory(config, images, group.size, device)
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": len(images.classes)})})
     run = Run(folder)
     with ExitStack() as stack:
@@ -67,10 +69,6 @@ def train(
             with dead_workers_named():
                 loop.run_all()
     return run
-
-
-def steps_per_epoch(images: int, recipe: Recipe) -> int:
-    return max(1, images // recipe.batch_size)  # the order is random, so that other images are left out in the next epoch
 
 
 class Loop:

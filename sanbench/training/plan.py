@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from sanbench.data import Images
+from sanbench.device import total_memory
+from sanbench.errors import InputError
 from sanbench.models import build_model
-from sanbench.runs.config import TrainConfig
-from sanbench.training.loop import steps_per_epoch
+from sanbench.runs.config import Recipe, TrainConfig
 
 STATE = {"sgd": 1, "adamw": 2}  # tensors that the optimiser keeps for each parameter
+
+
+SMALL = 1 / 2000  # of the memory: a batch of images below it is not looked at, its step takes some hundred times as much
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
     """The plan of `config`. Nothing is computed: the network runs on torch's meta device, in float32."""
     recipe, spec = config.recipe, config.model
     part = math.ceil(min(recipe.batch_size, len(images)) / (processes * config.accumulate))
-    side = images.read([0]).shape[-1]
+    side = images.side
     with torch.device("meta"):
         model = build_model(spec.name, len(images.classes), **spec.variation)
         kept: dict[int, int] = {}
@@ -51,3 +55,22 @@ def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
     copies = 2 + STATE[recipe.optimizer] + (1 if recipe.ema else 0)
     steps = steps_per_epoch(len(images), recipe)
     return Plan(parameters, len(images), steps, steps * recipe.epochs, part, 4 * parameters * copies + activations)
+
+
+def steps_per_epoch(images: int, recipe: Recipe) -> int:
+    return max(1, images // recipe.batch_size)  # the order is random, so that other images are left out in the next epoch
+
+
+def check_memory(config: TrainConfig, images: Images, processes: int, device: torch.device) -> None:
+    """Raises InputError for a batch of which one step, in the precision that needs least, takes more than the machine has."""
+    available = total_memory(device)
+    side = images.side
+    part = min(config.recipe.batch_size, len(images)) / (processes * config.accumulate)
+    if part * 3 * side**2 * 4 < SMALL * available:
+        return
+    needed = plan(config, images, processes).memory // 2
+    if needed > available:
+        raise InputError(
+            f"batch_size {config.recipe.batch_size} is not accepted: a step of {part:,.0f} images at once takes at least "
+            f"{needed / 2**30:,.0f} GiB, and {device.type} has {available / 2**30:,.0f}. Make it smaller, or raise accumulate."
+        )
