@@ -27,6 +27,7 @@ from sanbench_cli.options import (
     one_of,
     start,
 )
+from sanbench_cli.tables import Table
 
 if TYPE_CHECKING:
     from sanbench.progress import Report
@@ -57,8 +58,6 @@ def model(
     results: Results = Path("results"),
 ) -> None:
     """Time SANs against the ResNets they compare with, in turn: sanbench bench model san19 --attack."""
-    from rich.table import Column, Table
-
     from sanbench.bench.networks import time_pairs
 
     if train and attack:
@@ -69,7 +68,7 @@ def model(
     used = start(device)
     found = record_each(results, lambda bar: time_pairs(names, *sweep, n, used, bar, **step))
     headings = ("image", "footprint", "ms", "images/s", RATIO, "kept, MB", "peak, MB")
-    table = Table(Column("network", no_wrap=True), *headings)
+    table = Table("network", *headings)
     for one in found:
         for side in one.seconds:
             size, of_san = str(one.setting["image_size"]), str(one.setting["footprint"]) if side == "san" else ""
@@ -97,8 +96,6 @@ def reading(
     results: Results = Path("results"),
 ) -> None:
     """Time decoders and the whole input pipeline against torchvision's ImageFolder with PIL, in images/s per core."""
-    from rich.table import Table
-
     from sanbench.bench.reading import time_reading
 
     start("cpu")
@@ -138,8 +135,6 @@ def ops(
     results: Results = Path("results"),
 ) -> None:
     """Time the attention layers of the five stages, forward and backward, with each kernel in turn."""
-    from rich.table import Table
-
     from sanbench.bench.layers import time_layers
 
     start("cpu")
@@ -164,8 +159,6 @@ def evaluate(
     results: Results = Path("results"),
 ) -> None:
     """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
-    from rich.table import Table
-
     from sanbench.bench.evaluation import LIMIT, time_evaluation
 
     used = start(device)
@@ -193,8 +186,6 @@ def pipeline(
     results: Results = Path("results"),
 ) -> None:
     """How fast images are read, perturbed and measured, how long the network waits, and in how much memory."""
-    from rich.table import Table
-
     from sanbench.bench.pipeline import time_pipeline
 
     used, readers = start(device), workers or [1, 2]
@@ -221,8 +212,6 @@ def protocol(
     results: Results = Path("results"),
 ) -> None:
     """What all measurements of a network would take here, in hours: sanbench bench protocol san10 --top1 0.77."""
-    from rich.table import Table
-
     from sanbench.bench.protocol import Line, time_protocol
     from sanbench.runs.evaluated import fresh_or_evaluated
 
@@ -264,8 +253,6 @@ def train(
     results: Results = Path("results"),
 ) -> None:
     """Time the training loop of networks in turn, and what it costs beside them: sanbench bench train san10 resnet26."""
-    from rich.table import Table
-
     from sanbench.bench.training import LIMIT, time_training
     from sanbench.runs.config import configure
     from sanbench.training.profile import PARTS
@@ -295,9 +282,6 @@ def roofline(
     batch_size: Annotated[int, typer.Option(help="Images that share the reading of gamma's weights.", **BATCH)] = 128,
 ) -> None:
     """What attention costs on a GPU by its shapes: bytes, multiply-adds and the least time, fused and expanded."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     from sanbench.bench.roofline import CHIPS
     from sanbench.bench.roofline import roofline as modelled
     from sanbench.bench.shapes import find_dtype
@@ -305,7 +289,7 @@ def roofline(
     found = modelled(name, find_dtype(dtype), batch_size)
     for costs in (found.stages, found.statistics):
         chips = [f"{chip}\n{what}" for chip in CHIPS for what in ("us", "plain us")]
-        table = Table("stage", "DRAM\nMB", "of\nfewest", "L2\nMB", "halo", "MMACs", *chips, box=SIMPLE, title=costs[0].kernel)
+        table = Table("stage", "DRAM\nMB", "of\nfewest", "L2\nMB", "halo", "MMACs", *chips, title=costs[0].kernel)
         for one in costs:
             cells = [str(one.stage), f"{one.dram / 1e6:.3f}", f"{one.dram / one.fewest:.2f}", f"{one.l2 / 1e6:.2f}"]
             cells += [f"{one.halo:.2f}", f"{one.multiply_adds / 1e6:.1f}"]
@@ -328,8 +312,6 @@ def kernels(
     capability: Annotated[int, typer.Option(help="80 or 90.")] = 80,
 ) -> None:
     """Compile the Triton kernels without a GPU: registers and spilled bytes a thread, shared memory a program."""
-    from rich.table import Table
-
     from sanbench.bench.gpu_kernels import compile_kernels, parse_stages
     from sanbench.bench.shapes import find_dtype
 

@@ -5,19 +5,20 @@ Names of runs, classes, files and networks may come from a stranger: `console` a
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Column, Table
 from rich.text import Text
 
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import kind_of
 from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
+from sanbench_cli.tables import Table, record_tables, short_name
 
 if TYPE_CHECKING:
     from sanbench.evaluation.robust import Findings
@@ -170,30 +171,22 @@ def figures(now: Progress) -> str:
     return "  ".join(FIGURES[name].format(value) for name, value in now.figures.items())
 
 
-def print_records(records: "Sequence[Record]", findings: "Findings") -> None:
-    """One line a record: network, condition, top-1 with its interval, attack success; then what its flags mean."""
+def print_records(records: "Sequence[Record]", findings: "Findings", results: Path) -> None:
+    """Conditions as rows, networks as columns; then what flags mean, and where rows and report are."""
     from sanbench.evaluation.sanity_checks import FLAGS
 
-    attacked = any(findings.success(record) for record in records)
-    names = ["network", "run", "setting", "top-1 [95% interval]", "n", *(["attack success"] if attacked else [])]
-    table = Table(*(Column(name, overflow="fold") for name in names))  # a name that is cut is none
-    for record in records:
-        accuracy, success = findings.top1(record), findings.success(record)
-        images = f"{record.data.images:,}" + ("" if record.data.images == record.data.of else f" of {record.data.of:,}")
-        interval = f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]"
-        cells = [record.network.label, record.run, short(record), interval, images]
-        if attacked:
-            cells.append(f"{success.value:.1%}" if success and success.total else "")
-        table.add_row(*cells)
-    console.print(table)
+    for table in record_tables(records, findings, console.width):
+        console.print(table)
     told = [record for record in records if record.waited is not None]
     if waited := sum(record.waited or 0 for record in told):
         share = waited / (waited + sum(record.seconds for record in told))
         console.print(f"{share:.1%} of the time was spent waiting for images to be read and corrupted.", soft_wrap=True)
     for flag in FLAGS:
-        flagged = [f"{record.network.label} {short(record)}" for record in records if flag in findings.flags(record)]
+        flagged = [f"{short_name(record.network)} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:
             console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", soft_wrap=True)
+    where = "" if results == Path("results") else f" --results {results}"
+    console.print(f"A row an image is in {results / 'rows'}. The report: sanbench report{where}", soft_wrap=True)
 
 
 def print_report(written: "Written") -> None:

@@ -9,6 +9,7 @@ from sanbench.errors import SanbenchError, unknown
 from sanbench_cli.applicable import Command
 from sanbench_cli.console import console, errors, progress
 from sanbench_cli.options import SIDE
+from sanbench_cli.tables import Table
 
 if TYPE_CHECKING:
     from sanbench.data.check import SplitCheck
@@ -75,9 +76,8 @@ def only_imagenet(name: str) -> None:
 
 def show(found: "list[SplitCheck]", root: Path) -> None:
     """A line each split, then what is wrong. Raises SanbenchError if anything is."""
-    from rich.table import Column, Table
 
-    table = Table("split", "classes", "images", "GB", Column("fingerprint", overflow="fold"), "problems")
+    table = Table("split", "classes", "images", "GB", "fingerprint", "problems")
     for split in found:
         cells = [f"{split.classes:,}", f"{split.images:,}", f"{split.bytes / 1e9:.2f}", split.fingerprint or "—"]
         table.add_row(split.subfolder, *cells, f"{len(split.problems):,}")

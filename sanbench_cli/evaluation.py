@@ -116,7 +116,7 @@ class Evaluation:
                 evaluated.model.to(device)
                 images = test_images(evaluated, self.data, self.data_root, self.decoder or "pil")
                 records += evaluate(evaluated, images, bind(evaluated, images), store, device, chosen, bar)
-        print_records(records, Findings.of(store))
+        print_records(records, Findings.of(store), self.results)
 
 
 def evaluation_command(name: str, kind: Kind) -> Callable[..., None]:

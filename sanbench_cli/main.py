@@ -14,6 +14,7 @@ from sanbench_cli.console import Commands, console, print_records, print_report,
 from sanbench_cli.data import data
 from sanbench_cli.options import REPORTS, Device, Results, Runs, list_of, start
 from sanbench_cli.results import results
+from sanbench_cli.tables import Table
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -78,18 +79,16 @@ def reproduce(
     store = Store(results)
     with progress() as bar:
         records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
-    print_records(records, Findings.of(store))
+    print_records(records, Findings.of(store), results)
     print_report(write_report(store))
 
 
 @app.command()
 def models() -> None:
     """List the networks: parameters, GMACs at 224, and the published figures."""
-    from rich.table import Column, Table
-
     from sanbench.models import MODELS, size
 
-    table = Table(Column("name", no_wrap=True), "parameters", "GMACs", "published: M", "G", "top-1", "top-5")
+    table = Table("name", "parameters", "GMACs", "published: M", "G", "top-1", "top-5")
     for name, entry in MODELS.items():
         parameters, gmacs = size(name)
         paper = entry.published
@@ -105,13 +104,11 @@ def models() -> None:
 @app.command()
 def info() -> None:
     """Show versions, device, kernels in use, threads and the allocator's setting."""
-    from rich.table import Table
-
     from sanbench.bench.machine import machine
     from sanbench.device import keep_memory
 
     allocator = "keeps freed memory" if keep_memory() else "the system's default"
-    table = Table(show_header=False)
+    table = Table("", "")
     for name, value in {**machine(), "allocator": allocator}.items():
         table.add_row(name, value)
     console.print(table)
