@@ -43,6 +43,10 @@ Networks = Annotated[
     ),
 ]
 Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
+ListOfImages = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000."),
+]
 Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.", **COUNT)]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
 BatchSize = Annotated[int, typer.Option(**BATCH)]
@@ -65,6 +69,7 @@ class Evaluation:
     networks: Networks = None
     data: Data = None
     data_root: Root = None
+    images: ListOfImages = None
     limit: Limit = None
     seed: Seed = 0
     batch_size: BatchSize = 64
@@ -99,14 +104,20 @@ class Evaluation:
 
     def run(self, kind: str, options: Any) -> None:
         """The one way from a command to the evaluation loop."""
-        bind = parse(kind, options, Request(self.seed, self.batch_size, self.load))  # what is wrong is said before anything
+        request = Request(self.seed, self.batch_size, self.load, self.data)
+        bind = parse(kind, options, request)  # what is wrong is said before anything
+        from sanbench.data import read_list
+        from sanbench.evaluation.corruption_files import image_sets
         from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
         from sanbench.evaluation.robust import Findings
         from sanbench.runs.evaluated import load_evaluated, test_images
         from sanbench.store.files import Store
 
+        sets, listed = image_sets(self.data, options), read_list(self.images) if self.images is not None else None
         device, store, save_images = start(self.device), Store(self.results), getattr(options, "save_images", 0)
-        chosen = EvaluationOptions(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
+        chosen = EvaluationOptions(
+            self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images, listed
+        )
         records = []
         with progress() as bar:
             networks = load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing)
@@ -114,8 +125,10 @@ class Evaluation:
             check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
             for evaluated in networks:
                 evaluated.model.to(device)
-                images = test_images(evaluated, self.data, self.data_root, self.decoder or "pil")
-                records += evaluate(evaluated, images, bind(evaluated, images), store, device, chosen, bar)
+                for each in sets:
+                    images = test_images(evaluated, self.data, self.data_root, self.decoder or "pil", each)
+                    shown = evaluated.telling(images)
+                    records += evaluate(shown, images, bind(shown, images), store, device, chosen, bar)
         print_records(records, Findings.of(store))
 
 

@@ -21,6 +21,14 @@ class Batch(NamedTuple):
     border: int = 0  # pixels on each side around the network's input
 
 
+class Stored(NamedTuple):
+    """What was done to images before they were stored; `files` is SHA-256 of what the files are."""
+
+    corruption: str
+    severity: int
+    files: str
+
+
 class Images(Dataset[Batch], ABC):
     """One split of a data set.
 
@@ -35,6 +43,9 @@ class Images(Dataset[Batch], ABC):
     fingerprint: str  # SHA-256 of the pixels and labels, of photographs of the files' names and sizes
     decoder: str
     preprocessing = ""  # how photographs are resized and cropped
+    fitted = False  # whether they are resized and cropped to the network's input
+    among: tuple[int, ...] | None = None  # the network's class of each of `classes`, where it tells more apart
+    stored: Stored | None = None  # of a set of corrupted files: `fingerprint` is then that of all severities together
     seed = 0  # of random crops while reading
     held_out = True  # whether validation and test images are disjoint
     crop_padding = 0  # pixels by which a training image is padded before a random crop of its size
@@ -43,6 +54,13 @@ class Images(Dataset[Batch], ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def counted(self) -> str | None:
+        """`200 classes, 1a2b3c4d`: of a network that tells more apart than count, how many, and a hash of their indices."""
+        if self.among is None:
+            return None
+        return f"{len(self.among)} classes, {hashlib.sha256(str(list(self.among)).encode()).hexdigest()[:8]}"
 
     def with_options(self, *, seed: int | None = None, border: int | None = None) -> Self:
         """A shallow copy that reads with another `seed` or `border`."""
@@ -58,6 +76,10 @@ class Images(Dataset[Batch], ABC):
     def locate(self, index: int) -> str:
         """How errors name image `index`: by its path where it has one."""
         return f"{self.name} {self.split} image {index}"
+
+    def paths(self) -> list[str]:
+        """The path of each image within the split's folder, as n01440764/ILSVRC2012_val_00000293.JPEG; empty in memory."""
+        return []
 
     def __getitems__(self, draws: Sequence[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)

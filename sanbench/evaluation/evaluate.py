@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sanbench.data import Images, batches, dead_workers_named, default_workers, subset
+from sanbench.data import ImageList, Images, batches, dead_workers_named, default_workers, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
@@ -30,9 +30,10 @@ LOOK = 0.5  # seconds between two looks at what other processes measure
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How many images, in which batches: `limit` of them drawn by `seed`, all without a limit; by `nproc` processes.
+    """Which images, in which batches: `limit` of them drawn by `seed`, all without a limit; by `nproc` processes.
 
-    Of the first `save_images` images an attack's examples are kept as PNG. Only limit and seed decide results.
+    They are those of the list `images`, all without one. Of the first `save_images` images an attack's examples are kept as
+    PNG. Only images, limit and seed decide results.
     """
 
     limit: int | None = None
@@ -42,6 +43,7 @@ class EvaluationOptions:
     force: bool = False
     nproc: int = 1
     save_images: int = 0
+    images: ImageList | None = None
 
 
 class Condition(NamedTuple):
@@ -92,15 +94,14 @@ def evaluate(
     `PART` images; what another process measures now is waited for, and taken over if that process dies. Raises
     InputError if the network has other classes than the images.
     """
-    if len(images.classes) != evaluated.model.spec.num_classes:
+    if len(images.classes) != evaluated.model.outputs:
         raise InputError(
-            f"{images.name} has {len(images.classes)} classes, but "
-            f"{evaluated.run} tells {evaluated.model.spec.num_classes} apart."
+            f"{images.name} has {len(images.classes)} classes, but {evaluated.run} tells {evaluated.model.outputs} apart."
         )
     store.check_writable()
     images = images.with_options(border=max((perturbation.border for perturbation in perturbations), default=0))
-    chosen = subset(images, options.limit, options.seed)
-    conditions = [Condition(measurement(evaluated, images, chosen, p, options.seed), p) for p in perturbations]
+    chosen = subset(images, options.limit, options.seed, options.images)
+    conditions = [Condition(measurement(evaluated, images, chosen, p, options), p) for p in perturbations]
     parts = {number: chosen[start : start + PART] for number, start in enumerate(range(0, len(chosen), PART))}
     whole = Job(evaluated, images, conditions, parts, store, options, now() if options.force else "")
     with store.claims() as claims:
@@ -120,8 +121,9 @@ def evaluate(
 
 
 def measurement(
-    evaluated: EvaluatedModel, images: Images, chosen: Sequence[int], perturbation: Perturbation, seed: int
+    evaluated: EvaluatedModel, images: Images, chosen: Sequence[int], perturbation: Perturbation, options: EvaluationOptions
 ) -> Measurement:
+    listed = options.images
     data = ImageSet(
         name=images.name,
         split=images.split,
@@ -130,7 +132,9 @@ def measurement(
         preprocessing=images.preprocessing,
         images=len(chosen),
         of=len(images),
-        subset_seed=seed if len(chosen) < len(images) else None,
+        subset_seed=options.seed if len(chosen) < len(listed.lines if listed else images) else None,
+        listed=listed.sha256 if listed else None,
+        among=images.counted,
     )
     return Measurement(network=evaluated.network, data=data, kind=perturbation.kind, setting=perturbation.setting)
 
@@ -249,6 +253,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         training=job.evaluated.training,
         selection=job.evaluated.selection,
         classes=job.images.classes,
+        image_list=job.options.images.name if job.options.images else None,
         flags=[*job.evaluated.findings, *non_finite(rows), *perturbation.flags(rows, len(job.images.classes))],
         rows=digest(rows),
         versions=versions(),

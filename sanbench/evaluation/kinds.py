@@ -74,16 +74,21 @@ class AttackOptions:
 class CorruptionOptions:
     """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
 
-    kinds: str = option("all", "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen.")
+    kinds: str = option("all", "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen; of files also the extra four.")
     severity: str = option("1:5", "1 to 5: ranges, both ends included, and lists.")
 
 
 class Request(NamedTuple):
-    """What a kind's `parse` may need beside its own options; `load` finds a network by name, perhaps with a file of weights."""
+    """What a kind's `parse` may need beside its own options.
+
+    load  finds a network by name, perhaps with a file of weights
+    data  the data set that was named, if any
+    """
 
     seed: int
     batch_size: int
     load: "Callable[[str, Path | None], EvaluatedModel]"
+    data: str | None = None
 
 
 def short_rotation(setting: Setting) -> str:
@@ -208,7 +213,7 @@ KINDS: dict[str, Kind] = {
         short_corruption,
         options=CorruptionOptions,
         command="corrupt",
-        parse="sanbench.evaluation.corruptions:parse",
+        parse="sanbench.evaluation.corruption_files:parse",
     ),
 }
 
