@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from sanbench.data.decoding import Region, find_decoder, random_box, whole
-from sanbench.data.imagenet import Layout, class_indices, words
+from sanbench.data.imagenet import Layout, class_indices
 from sanbench.data.images import Images
 from sanbench.errors import InputError, SanbenchError
 
@@ -140,7 +140,7 @@ class FolderImages(Images):
             index, self.classes = class_indices(folders, root)
         else:
             index = {name: n for n, name in enumerate(layout.classes)}
-            self.classes, self.among = [words()[n] for n in layout.indices], layout.among
+            self.classes, self.among = layout.words, layout.among
         found = list(list_classes(directory))
         if not any(folder.files for folder in found):
             raise InputError(f"{directory} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")

@@ -49,15 +49,22 @@ class Layout:
     groups: tuple[str, ...] = ()
 
     @property
-    def indices(self) -> tuple[int, ...]:
-        """ImageNet's class index of each class folder."""
+    def indices(self) -> tuple[int, ...] | None:
+        """ImageNet's index of each class folder, by WNID or as 1,000 numbers; None where they are other classes."""
         known = {wnid: index for index, wnid in enumerate(wnids())}
-        return tuple(int(name) if name.isdecimal() else known[name] for name in self.classes)
+        if len(self.classes) == len(known):
+            known |= {str(index): index for index in range(len(known))}
+        return tuple(known[name] for name in self.classes) if set(self.classes) <= known.keys() else None
 
     @property
     def among(self) -> tuple[int, ...] | None:
-        """ImageNet's class indices that count, None where all do."""
+        """ImageNet's class indices that count; None where all do, and of other classes."""
         return None if len(self.classes) == len(wnids()) else self.indices
+
+    @property
+    def words(self) -> list[str]:
+        """The names of the classes."""
+        return list(self.classes) if self.indices is None else [words()[index] for index in self.indices]
 
     def find(self, root: Path, subfolder: str) -> Path:
         """Where `subfolder` is: in the root, in a group's folder there, or, of a set of one folder, the root of that name."""
