@@ -42,7 +42,7 @@ Networks = Annotated[
         help="Default: every finished run. MODEL is torchvision:NAME, timm:NAME or module.path:factory, with --weights.",
     ),
 ]
-Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
+Data = Annotated[str | None, typer.Option(help="Data set, also such as imagenet-a; default: what a network was trained on.")]
 ListOfImages = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000."),

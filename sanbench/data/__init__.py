@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sanbench.data.corrupted import CIFAR10_C, IMAGENET_C, Arrays, CorruptedPhotographs
+from sanbench.data.corrupted import CIFAR10_C, IMAGENET_C, SEVERITIES, STORED, Arrays, CorruptedPhotographs
 from sanbench.data.folders import FolderImages
 from sanbench.data.imagenet import Layout
 from sanbench.data.images import Batch, Images, TensorImages
@@ -134,8 +134,16 @@ def load_dataset(
     entry, options = find_dataset(name, options)
     if entry.test_only and split != "test":
         raise InputError(f"{name} has test images only: there are no {split} images, so nothing can be trained on it.")
-    if entry.corrupted is not None and corruption is not None:
-        return entry.corrupted(*corruption, options)
+    if corruption is not None:
+        kind, severity = corruption
+        if entry.corrupted is None:
+            others = ", ".join(other for other, found in DATASETS.items() if found.corrupted is not None)
+            raise InputError(f"{name} has no image set for corruption {kind}: accepted are {others}.")
+        if kind not in STORED:
+            raise unknown("kind of corruption", kind, STORED)
+        if severity not in SEVERITIES:
+            raise InputError(f"severity {severity} is not accepted: accepted are 1 to 5.")
+        return entry.corrupted(kind, severity, options)
     if entry.load is None:
         raise InputError(f"{name} has an image set for each corruption and severity: accepted is `sanbench corrupt`.")
     return entry.load(split, options)

@@ -54,7 +54,7 @@ def check(
     """
     layout = layout or Layout()
     if not root.is_dir():
-        holds = f"the {layout.folder} folder" if isinstance(layout, Arrays) else f"{next(iter(layout.images))}/"
+        holds = f"the {layout.folder} folder" if isinstance(layout, Arrays) else "/ and ".join(list(layout.images)[:2]) + "/"
         raise InputError(f"There is no folder {root}: name the one that holds {holds}.")
     if isinstance(layout, Arrays):
         return [check_array(layout, *file, decode) for file in layout.problems(root)]

@@ -74,7 +74,8 @@ class CorruptedPhotographs(FolderImages):
             )
         super().__init__(root, f"{STORED[corruption]}/{severity}", "imagenet-c", "test", SIDE, decoder, layout, resize=SIDE)
         self.stored = Stored(corruption, severity, self.fingerprint)
-        self.fingerprint = hashlib.sha256("".join(f"{path}\n" for path in self.paths()).encode()).hexdigest()
+        names = "".join(f"{path}\n" for path in self.paths())
+        self.fingerprint = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
         self.preprocessing = f"as stored, {SIDE} x {SIDE}"
 
     def read_one(self, draw: int) -> Tensor:

@@ -92,12 +92,14 @@ def evaluate(
 
     All perturbations of an image are applied to one reading of it. What is interrupted goes on at the next part of
     `PART` images; what another process measures now is waited for, and taken over if that process dies. Raises
-    InputError if the network has other classes than the images.
+    InputError if the network has other classes than the images, and for corrupted files as anything else.
     """
     if len(images.classes) != evaluated.model.outputs:
         raise InputError(
             f"{images.name} has {len(images.classes)} classes, but {evaluated.run} tells {evaluated.model.outputs} apart."
         )
+    if any(getattr(perturbation, "stored", None) != images.stored for perturbation in perturbations):
+        raise InputError(f"{images.name} is not accepted here: corrupted files, and they alone, are measured as such.")
     store.check_writable()
     images = images.with_options(border=max((perturbation.border for perturbation in perturbations), default=0))
     chosen = subset(images, options.limit, options.seed, options.images)

@@ -74,7 +74,11 @@ class AttackOptions:
 class CorruptionOptions:
     """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
 
-    kinds: str = option("all", "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen; of files also the extra four.")
+    kinds: str = option(
+        "all",
+        "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen. Of imagenet-c and cifar10-c also speckle-noise, "
+        "gaussian-blur, spatter, saturate.",
+    )
     severity: str = option("1:5", "1 to 5: ranges, both ends included, and lists.")
 
 
