@@ -194,7 +194,7 @@ def decode_all(
 
 
 def decode_class(split: Path, subfolder: str, folder: ClassFolder) -> Decoded:
-    """Decode each image of the class folder with PIL."""
+    """Decode each image of the class folder split/NAME with PIL; sentences and hash name it by its `subfolder`."""
     sentences, contents = [], hashlib.sha256()
     for file, size in zip(folder.files, folder.sizes, strict=True):
         if size <= 0:
