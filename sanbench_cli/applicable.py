@@ -42,6 +42,13 @@ def filled(values: Values) -> bool:
     return values["mask"] != "none" or (values["crop"] == "none" and resampled(values))
 
 
+def drawn(values: Values) -> bool:
+    """Whether `sanbench corrupt` draws anything: images, or noise, which files hold already."""
+    from sanbench.evaluation.corruption_files import is_stored
+
+    return values["limit"] is not None or not is_stored(values["data"])
+
+
 RULES: tuple[Rule, ...] = (
     Rule(("train",), "run", lambda v: v["resume"] in (None, "auto"), "--resume names the run"),
     Rule(("train",), "profile", lambda v: not v["dry_run"], "--dry-run trains nothing"),
@@ -50,6 +57,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
     Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
+    Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
     Rule(
         ("attack",),

@@ -16,24 +16,28 @@ if TYPE_CHECKING:
 
 data = typer.Typer(no_args_is_help=True, help="Check, unpack and shrink ImageNet and sets laid out like it.")
 Name = Annotated[str, typer.Argument(metavar="imagenet")]
-Root = Annotated[Path, typer.Option(help="Folder of train/ and val/.")]
+Checked = Annotated[str, typer.Argument(metavar="imagenet|imagenet-a|imagenet-c|...", help="A set with a published layout.")]
+Root = Annotated[Path, typer.Option(help="Folder of train/ and val/, or of what a test set's archive unpacks.")]
 SHOWN = 50  # problems; the rest are counted
 
 
 @data.command(cls=Command)
 def check(
-    name: Name,
+    name: Checked,
     data_root: Root,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image too; goes on where it was interrupted.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Where --decode keeps how far it is; default: in the folder.")] = None,
 ) -> None:
     """Is it complete? Class folders, numbers of images, files that cannot be read: sanbench data check imagenet."""
+    from sanbench.data import DATASETS
     from sanbench.data.check import check as check_set
 
-    only_imagenet(name)
+    layouts = {known: entry.layout for known, entry in DATASETS.items() if entry.layout is not None}
+    if name not in layouts:
+        raise unknown("data set", name, layouts)
     with progress() as bar:
-        found = check_set(data_root, decode=decode, progress=bar, journal=journal)
-    show(found, data_root)
+        found = check_set(data_root, layouts[name], decode=decode, progress=bar, journal=journal)
+    show(found, data_root, name)
 
 
 @data.command()
@@ -50,7 +54,7 @@ def prepare(
     with progress() as bar:
         unpack(archives, data_root, bar)
         found = check_set(data_root, progress=bar)
-    show(found, data_root)
+    show(found, data_root, name)
 
 
 @data.command()
@@ -74,7 +78,7 @@ def only_imagenet(name: str) -> None:
         raise unknown("data set", name, ["imagenet"])
 
 
-def show(found: "list[SplitCheck]", root: Path) -> None:
+def show(found: "list[SplitCheck]", root: Path, name: str) -> None:
     """A line each split, then what is wrong. Raises SanbenchError if anything is."""
 
     table = Table("split", "classes", "images", "GB", "fingerprint", "problems")
@@ -91,4 +95,4 @@ def show(found: "list[SplitCheck]", root: Path) -> None:
     if len(problems) > SHOWN:
         errors.print(f"... and {len(problems) - SHOWN:,} more.")
     if problems:
-        raise SanbenchError(f"{root} is not a complete ImageNet: {len(problems):,} problems.")
+        raise SanbenchError(f"{root} is not a complete {name}: {len(problems):,} problems.")

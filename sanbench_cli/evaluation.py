@@ -34,6 +34,7 @@ from sanbench_cli.options import (
 
 if TYPE_CHECKING:
     from sanbench.runs.evaluated import EvaluatedModel
+    from sanbench.store.schema import Record
 
 Networks = Annotated[
     list[str] | None,
@@ -42,7 +43,11 @@ Networks = Annotated[
         help="Default: every finished run. MODEL is torchvision:NAME, timm:NAME or module.path:factory, with --weights.",
     ),
 ]
-Data = Annotated[str | None, typer.Option(help="Data set; default: the one a network was trained on.")]
+Data = Annotated[str | None, typer.Option(help="Data set, also such as imagenet-a; default: what a network was trained on.")]
+ListOfImages = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000."),
+]
 Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.", **COUNT)]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
 BatchSize = Annotated[int, typer.Option(**BATCH)]
@@ -65,6 +70,7 @@ class Evaluation:
     networks: Networks = None
     data: Data = None
     data_root: Root = None
+    images: ListOfImages = None
     limit: Limit = None
     seed: Seed = 0
     batch_size: BatchSize = 64
@@ -99,23 +105,36 @@ class Evaluation:
 
     def run(self, kind: str, options: Any) -> None:
         """The one way from a command to the evaluation loop."""
-        bind = parse(kind, options, Request(self.seed, self.batch_size, self.load))  # what is wrong is said before anything
-        from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+        request = Request(self.seed, self.batch_size, self.load, self.data)
+        bind = parse(kind, options, request)  # what is wrong is said before anything
+        from sanbench.data import read_list
+        from sanbench.evaluation.api import Asked, evaluate
         from sanbench.evaluation.robust import Findings
-        from sanbench.runs.evaluated import load_evaluated, test_images
+        from sanbench.runs.evaluated import load_evaluated
         from sanbench.store.files import Store
 
-        device, store, save_images = start(self.device), Store(self.results), getattr(options, "save_images", 0)
-        chosen = EvaluationOptions(self.limit, self.seed, self.batch_size, self.workers, self.force, self.nproc, save_images)
-        records = []
+        listed = None if self.images is None else read_list(self.images)
+        store, records = Store(self.results), list["Record"]()
         with progress() as bar:
             networks = load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing)
             names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
             check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
+            start(self.device)
             for evaluated in networks:
-                evaluated.model.to(device)
-                images = test_images(evaluated, self.data, self.data_root, self.decoder or "pil")
-                records += evaluate(evaluated, images, bind(evaluated, images), store, device, chosen, bar)
+                found = evaluate(
+                    evaluated,
+                    self.data,
+                    Asked(options, bind),
+                    **{name: getattr(self, name) for name in ("limit", "seed", "device", "data_root", "batch_size", "workers")},
+                    images=listed,
+                    decoder=self.decoder or "pil",
+                    force=self.force,
+                    nproc=self.nproc,
+                    save_images=getattr(options, "save_images", 0),
+                    store=store,
+                    progress=bar,
+                )
+                records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
         print_records(records, Findings.of(store), self.results)
 
 

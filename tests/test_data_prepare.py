@@ -158,4 +158,4 @@ def test_prepare_checks_what_it_made(archives, tmp_path):
     outcome = sanbench("data", "prepare", "imagenet", "--archives", archives, "--data-root", tmp_path / "imagenet")
     assert outcome.exit_code == 1  # three classes are not ImageNet
     assert "lacks 997 class folders" in outcome.output
-    assert "is not a complete ImageNet" in outcome.output
+    assert "is not a complete imagenet" in outcome.output

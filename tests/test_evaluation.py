@@ -7,6 +7,7 @@ import torch
 from sanbench.data import TensorImages, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation import evaluate as evaluation
+from sanbench.evaluation import parts
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
@@ -123,8 +124,8 @@ def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
 
 def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
-    original = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
+    original = parts.measure
+    monkeypatch.setattr(parts, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
     store = Store(tmp_path)
     first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 1

@@ -11,11 +11,12 @@ from sanbench.bench.protocol import BUDGETS, Steadfast, all_passes, standard_sec
 from sanbench.data import Changed, Images, ReadOptions, Request, load_dataset
 from sanbench.errors import SanbenchError
 from sanbench.evaluation import evaluate as evaluation
+from sanbench.evaluation import parts
 from sanbench.evaluation.attacks.attack import Attack, bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
-from sanbench.evaluation.evaluate import EvaluationOptions
 from sanbench.evaluation.loop import Identity, measure
+from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.rotations import Rotation
 from sanbench.store.files import Store
 from tests.support.quick_measurements import measured
@@ -38,11 +39,11 @@ def test_who_corrupts_decides_nothing(options, evaluated, images, tmp_path, monk
 
 def test_processes_that_read_corrupt_in_memory_images_too(evaluated, tmp_path):
     small = load_dataset("fashion10k", "test")
-    job = evaluation.Job(evaluated, small, [], {}, Store(tmp_path), EvaluationOptions())
-    assert evaluation.readers(job) == 0
+    job = parts.Job(evaluated, small, [], {}, Store(tmp_path), EvaluationOptions())
+    assert parts.readers(job) == 0
     (fog,) = parse_corruptions("fog", "1", 0)
-    corrupting = evaluation.Job(evaluated, small, [evaluation.Condition(None, fog)], {}, Store(tmp_path), EvaluationOptions())
-    assert evaluation.readers(corrupting) > 0
+    corrupting = parts.Job(evaluated, small, [parts.Condition(None, fog)], {}, Store(tmp_path), EvaluationOptions())
+    assert parts.readers(corrupting) > 0
 
 
 def test_images_are_decoded_once_for_all_changes(images):

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from sanbench import load_model
-from sanbench.data import DATASETS
+from sanbench.data import DATASETS, ReadOptions, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.table import ATTACKS
 from sanbench.evaluation.corruptions import CORRUPTIONS
@@ -209,7 +209,7 @@ def test_a_relation_is_an_entry(module, monkeypatch, folder, tmp_path):
     trained = sanbench("train", "san10", *settings, *data, "--run", "mine", *places[:2])
     assert trained.exit_code == 0, trained.output
     outcome = sanbench("accuracy", "mine", *places, columns=200)
-    assert "san10_pairwise relation=minimum width=0.5" in outcome.stdout
+    assert "san10_pairwise relation=minimum x0.5" in outcome.stdout
     attention = build_model("san10", 10, relation="minimum", width=0.5)
     attention(torch.rand(2, 3, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in attention.parameters())
@@ -244,6 +244,38 @@ def test_a_data_set_is_an_entry(module, monkeypatch, tmp_path):
     assert sanbench("report", *places[2:]).exit_code == 0
     assert "## stripes: test images (12)" in (tmp_path / "results" / "report.md").read_text()
     assert "stripes" in sanbench("train", "resnet26", "--data", "stripe").output
+
+
+LAYOUT = """
+from sanbench.data import Dataset
+from sanbench.data.folders import FolderImages
+from sanbench.data.imagenet import Layout
+
+MARKS = Layout(("cross", "dot"), {"marks": 4})
+ENTRY = Dataset(
+    lambda split, options: FolderImages(options.root, "marks", "marks", split, options.image_size, layout=MARKS),
+    options=("data_root", "image_size"),
+    layout=MARKS,
+    test_only=True,
+)
+"""
+
+
+def test_a_layout_is_checked_by_name(module, monkeypatch, tmp_path):
+    from PIL import Image
+
+    monkeypatch.setitem(DATASETS, "marks", module("marks_data", LAYOUT).ENTRY)
+    root = ["--data-root", tmp_path]
+    for number, name in enumerate(["cross", "cross", "dot", "dot"]):
+        (tmp_path / "marks" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 40), 60 * number).save(tmp_path / "marks" / name / f"{number}.png")
+    assert sanbench("data", "check", "marks", *root).exit_code == 0
+    images = load_dataset("marks", "test", ReadOptions(tmp_path, image_size=32))
+    assert (images.classes, images.labels.tolist(), images.among) == (["cross", "dot"], [0, 0, 1, 1], None)
+    (tmp_path / "marks" / "dot" / "3.png").unlink()
+    outcome = sanbench("data", "check", "marks", *root, columns=200)
+    assert outcome.exit_code == 1 and "marks/ holds 3 images: there should be 4." in outcome.output
+    assert "marks has test images only" in sanbench("train", "san10", "--data", "marks", *root, columns=200).output
 
 
 KIND = """

@@ -71,7 +71,7 @@ def test_shrink_decides_as_the_decoders_do(tmp_path):
     with Image.open(tmp_path / "small/train/a/grey.png") as image:
         assert image.mode == "L" and image.size == (32, 32)
         assert abs(np.asarray(image, dtype=float).mean() - GREY.mean() / 257) < 1
-    decoded = decode_class(tmp_path / "set", "train", list_class(folder.parent, "a"))
+    decoded = decode_class(folder.parent, "train", list_class(folder.parent, "a"))
     assert any("float.tif" in sentence and "mode F" in sentence for sentence in decoded.broken)
 
 

@@ -24,7 +24,7 @@ IDLE = {  # by option: commands in which a value does nothing
     "run": ["train --resume san10 --run x"],
     "profile": ["train san10 --dry-run --profile 3"],
     "journal": ["data check imagenet --data-root . --journal x"],
-    "seed": ["accuracy san10 --seed 3", "rotate san10 --seed 3"],
+    "seed": ["accuracy san10 --seed 3", "rotate san10 --seed 3", "corrupt san10 --data imagenet-c --seed 3"],
     "interpolation": ["rotate san10 --angles 90,flip,0:360:90 --interpolation nearest"],
     "fill": ["rotate san10 --angles 90 --fill white", "rotate san10 --angles 45 --crop inscribed --fill white"],
     "order": ["rotate san10 --data fashion10k --order rotate-first"],

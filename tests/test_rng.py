@@ -8,7 +8,8 @@ from sanbench.data import load_dataset
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
-from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+from sanbench.evaluation.evaluate import evaluate
+from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.rng import PerImageRandom, per_image_random
 from sanbench.models import Classifier
 from sanbench.runs.evaluated import EvaluatedModel

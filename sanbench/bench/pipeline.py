@@ -19,8 +19,9 @@ from sanbench.device import keep_memory, resident_memory
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
-from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.loop import Perturbation
+from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.rotations import parse_angles
 from sanbench.models import Classifier
 from sanbench.progress import Progress, Report, silent

@@ -7,10 +7,13 @@ from typing import Literal
 
 import numpy as np
 
+from sanbench.data.corrupted import CIFAR10_C, IMAGENET_C, SEVERITIES, STORED, Arrays, CorruptedPhotographs
 from sanbench.data.folders import FolderImages
 from sanbench.data.imagenet import Layout
 from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
+from sanbench.data.lists import ImageList, read_list
 from sanbench.data.loading import Loader, batches, dead_workers_named, default_workers
+from sanbench.data.shifted import SHIFTED
 from sanbench.data.tensors import load_cifar10, load_fashion10k, load_fashion_mnist
 from sanbench.errors import InputError, unknown
 
@@ -40,12 +43,19 @@ class ReadOptions:
 class Dataset:
     """`load(split, options)` reads a split; `recipe` is the name of the default recipe.
 
-    options  those of the command line that change what is read: all others are refused
+    options    those of the command line that change what is read: all others are refused
+    layout     what `sanbench data check` compares a folder with; None: the set cannot be checked
+    test_only  whether there is nothing to train on and nothing to choose an epoch by
+    corrupted  `corrupted(kind, severity, options)` reads one of the image sets of a set that has one for each, in place of
+               `load`; `sanbench corrupt` measures them
     """
 
-    load: Callable[[Split, ReadOptions], Images]
+    load: Callable[[Split, ReadOptions], Images] | None = None
     recipe: str = "short"
     options: tuple[str, ...] = ()
+    layout: Layout | Arrays | None = None
+    test_only: bool = False
+    corrupted: Callable[[str, int, ReadOptions], Images] | None = None
 
     @property
     def photographs(self) -> bool:
@@ -64,6 +74,17 @@ def folder(split: Split, options: ReadOptions, name: str, layout: Layout | None 
     return FolderImages(options.root, subfolders[split], name, split, options.image_size, options.decoder, layout, *resizing)
 
 
+def shifted(name: str) -> Dataset:
+    """A published test set in class folders, see `sanbench.data.shifted`."""
+
+    def load(split: Split, options: ReadOptions) -> Images:
+        layout, resizing = SHIFTED[name], (options.resize, options.interpolation)
+        (subfolder,) = layout.images
+        return FolderImages(options.root, subfolder, name, split, options.image_size, options.decoder, layout, *resizing)
+
+    return Dataset(load, "paper", ("data_root", *PHOTOGRAPHS), SHIFTED[name], test_only=True)
+
+
 DATASETS: dict[str, Dataset] = {
     "fashion10k": Dataset(lambda split, options: load_fashion10k(split)),
     "fashion-mnist": Dataset(
@@ -71,7 +92,22 @@ DATASETS: dict[str, Dataset] = {
     ),
     "cifar10": Dataset(lambda split, options: load_cifar10(split, options.root, options.download), options=DOWNLOADED),
     "imagenet": Dataset(
-        lambda split, options: folder(split, options, "imagenet", Layout()), "paper", ("data_root", *PHOTOGRAPHS)
+        lambda split, options: folder(split, options, "imagenet", Layout()), "paper", ("data_root", *PHOTOGRAPHS), Layout()
+    ),
+    **{name: shifted(name) for name in SHIFTED},
+    "imagenet-c": Dataset(
+        options=("data_root", *PHOTOGRAPHS),
+        layout=IMAGENET_C,
+        test_only=True,
+        corrupted=lambda kind, severity, options: CorruptedPhotographs(
+            kind, severity, options.root, options.image_size, options.decoder, IMAGENET_C
+        ),
+    ),
+    "cifar10-c": Dataset(
+        options=("data_root",),
+        layout=CIFAR10_C,
+        test_only=True,
+        corrupted=lambda kind, severity, options: CIFAR10_C.load(kind, severity, options.root),
     ),
     "folder:PATH": Dataset(lambda split, options: folder(split, options, f"folder:{options.root}"), options=PHOTOGRAPHS),
 }
@@ -87,28 +123,50 @@ def find_dataset(name: str, options: ReadOptions) -> tuple[Dataset, ReadOptions]
     return DATASETS[name], options
 
 
-def load_dataset(name: str, split: Split, options: ReadOptions = ReadOptions()) -> Images:
-    """The images of one split: `fashion10k`, `fashion-mnist`, `cifar10`, `imagenet` or `folder:PATH`.
+def load_dataset(
+    name: str, split: Split, options: ReadOptions = ReadOptions(), corruption: tuple[str, int] | None = None
+) -> Images:
+    """The images of one split of a data set of DATASETS, or of `folder:PATH`.
 
-    Raises InputError for an unknown name and for images that are missing.
+    `corruption` is the kind and severity of one of the image sets of `imagenet-c` or `cifar10-c`, which have one for each.
+    Raises InputError for an unknown name, for a split that the set does not have, and for images that are missing.
     """
     entry, options = find_dataset(name, options)
+    if entry.test_only and split != "test":
+        raise InputError(f"{name} has test images only: there are no {split} images, so nothing can be trained on it.")
+    if corruption is not None:
+        kind, severity = corruption
+        if entry.corrupted is None:
+            others = ", ".join(other for other, found in DATASETS.items() if found.corrupted is not None)
+            raise InputError(f"{name} has no image set for corruption {kind}: accepted are {others}.")
+        if kind not in STORED:
+            raise unknown("kind of corruption", kind, STORED)
+        if severity not in SEVERITIES:
+            raise InputError(f"severity {severity} is not accepted: accepted are 1 to 5.")
+        return entry.corrupted(kind, severity, options)
+    if entry.load is None:
+        raise InputError(f"{name} has an image set for each corruption and severity: accepted is `sanbench corrupt`.")
     return entry.load(split, options)
 
 
-def subset(images: Images, limit: int | None, seed: int) -> list[int]:
-    """The indices of all images, or of `limit` that `seed` draws without replacement, ascending. InputError for limit < 1."""
-    if limit is None or limit >= len(images):
-        return list(range(len(images)))
+def subset(images: Images, limit: int | None, seed: int, listed: ImageList | None = None) -> list[int]:
+    """The indices of all images, or of those that are `listed`, or of `limit` of these that `seed` draws, ascending.
+
+    Drawn is without replacement. Raises InputError for limit < 1 and for a list of other images.
+    """
+    every = list(range(len(images))) if listed is None else listed.indices(images)
+    if limit is None or limit >= len(every):
+        return every
     if limit < 1:
         raise InputError(f"limit {limit} is not accepted: it must be at least 1.")
-    return sorted(np.random.default_rng(seed).permutation(len(images))[:limit].tolist())
+    return [every[place] for place in sorted(np.random.default_rng(seed).permutation(len(every))[:limit].tolist())]
 
 
 __all__ = [
     "DATASETS",
     "Batch",
     "Changed",
+    "ImageList",
     "Images",
     "Loader",
     "ReadOptions",
@@ -120,5 +178,6 @@ __all__ = [
     "default_workers",
     "find_dataset",
     "load_dataset",
+    "read_list",
     "subset",
 ]

@@ -1,4 +1,4 @@
-"""Whether a data set in class folders is complete: `sanbench data check`."""
+"""Whether a data set is complete: `sanbench data check`."""
 
 import hashlib
 import json
@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sanbench.data.corrupted import SEVERITIES, Arrays
 from sanbench.data.decoding import eight_bits, opened
-from sanbench.data.folders import SUFFIXES, ClassFolder, class_names, fingerprint, list_class
+from sanbench.data.folders import SPLITS, SUFFIXES, ClassFolder, class_names, fingerprint, list_class
 from sanbench.data.imagenet import Layout
 from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent
 
 JOURNAL = ".decoded.jsonl"  # in the root: which class folders were decoded, until all are
+LOST = "its archive has them in class folders: unpack it again."
 NAMED = 5  # names in a sentence about many
 
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The content of train/ or val/.
+    """The content of train/, val/, or another folder or file of a data set.
 
     fingerprint  that of records of these images: SHA-256 over names and sizes. Another file of equal name and size is not
                  seen: what was measured on the old one counts as measured
@@ -38,27 +40,45 @@ class SplitCheck:
 
 
 def check(
-    root: Path, layout: Layout | None = None, decode: bool = False, progress: Report = silent, journal: Path | None = None
+    root: Path,
+    layout: Layout | Arrays | None = None,
+    decode: bool = False,
+    progress: Report = silent,
+    journal: Path | None = None,
 ) -> list[SplitCheck]:
-    """Compare root/train and root/val with the `layout`, ImageNet's without one, by names and sizes alone.
+    """Compare the folders of `root` with the `layout`, ImageNet's without one, by names and sizes alone.
 
     With `decode` every image is decoded too, on all CPUs, and its bytes enter `contents`; an interrupted call goes on, by
     `journal` (default: a file in `root`), with the class folders that are left or have changed. Raises InputError if there
     is no `root`.
     """
-    if not root.is_dir():
-        raise InputError(f"There is no folder {root}: name the one that holds train/ and val/.")
     layout = layout or Layout()
-    found = {subfolder: list_split(root / subfolder, layout, progress) for subfolder in layout.images}
+    if not root.is_dir():
+        holds = f"the {layout.folder} folder" if isinstance(layout, Arrays) else "/ and ".join(list(layout.images)[:2]) + "/"
+        raise InputError(f"There is no folder {root}: name the one that holds {holds}.")
+    if isinstance(layout, Arrays):
+        return [check_array(layout, *file, decode) for file in layout.problems(root)]
+    found = {subfolder: list_split(layout.find(root, subfolder), progress) for subfolder in layout.expected(root)}
     decoded: dict[tuple[str, str], Decoded] = {}
     if decode:
         with closing(Journal(journal or root / JOURNAL)) as kept:
-            decoded = decode_all(root, found, kept, progress)
+            decoded = decode_all(root, layout, found, kept, progress)
             kept.finish()  # the next check decodes all again
     return [check_split(root, subfolder, layout, classes, decoded) for subfolder, classes in found.items()]
 
 
-def list_split(split: Path, layout: Layout, progress: Report) -> list[ClassFolder]:
+def check_array(layout: Arrays, path: Path, sentence: str, decode: bool) -> SplitCheck:
+    """One NumPy file. Its names and sizes are no fingerprint, as records of images in memory have that of their pixels."""
+    there, contents = path.is_file(), ""
+    if there and decode:
+        with path.open("rb") as file:
+            contents = hashlib.file_digest(file, "sha256").hexdigest()
+    images = 0 if sentence else len(SEVERITIES) * layout.images
+    size = path.stat().st_size if there else 0
+    return SplitCheck(path.name, len(layout.classes), images, size, "", contents, (sentence,) if sentence else ())
+
+
+def list_split(split: Path, progress: Report) -> list[ClassFolder]:
     names = class_names(split) if split.is_dir() else []
     found = []
     for done, name in enumerate(names, start=1):
@@ -70,10 +90,10 @@ def list_split(split: Path, layout: Layout, progress: Report) -> list[ClassFolde
 def check_split(
     root: Path, subfolder: str, layout: Layout, classes: Sequence[ClassFolder], decoded: "Mapping[tuple[str, str], Decoded]"
 ) -> SplitCheck:
-    images = sum(len(folder.files) for folder in classes)
-    problems = [*structure_problems(root / subfolder, layout, classes)]
-    if classes and images != layout.images[subfolder]:
-        problems.append(f"{subfolder}/ holds {images:,} images: there should be {layout.images[subfolder]:,}.")
+    images, wanted = sum(len(folder.files) for folder in classes), layout.expected(root)[subfolder]
+    problems = [*structure_problems(layout.find(root, subfolder), subfolder, layout, classes)]
+    if classes and images != wanted:
+        problems.append(f"{subfolder}/ holds {images:,} images: there should be {wanted:,}.")
     for folder in classes:
         for file, size in zip(folder.files, folder.sizes, strict=True):
             if size <= 0:
@@ -86,9 +106,8 @@ def check_split(
     return SplitCheck(subfolder, len(classes), images, size, names_and_sizes, contents, (*problems, *broken))
 
 
-def structure_problems(split: Path, layout: Layout, classes: Sequence[ClassFolder]) -> Iterator[str]:
-    """What is wrong with the class folders, a sentence each."""
-    name = split.name
+def structure_problems(split: Path, name: str, layout: Layout, classes: Sequence[ClassFolder]) -> Iterator[str]:
+    """What is wrong with the class folders of the subfolder `name`, a sentence each."""
     if not split.is_dir():
         yield f"{split} is missing."
         return
@@ -97,7 +116,7 @@ def structure_problems(split: Path, layout: Layout, classes: Sequence[ClassFolde
         yield (
             f"{name}/ holds {flat:,} images outside of class folders: "
             + ("the archive was unpacked flat, as it is; " if not classes else "")
-            + "`sanbench data prepare imagenet` sorts images into class folders, by the devkit."
+            + ("`sanbench data prepare imagenet` sorts images into class folders, by the devkit." if name in SPLITS else LOST)
         )
     found, wanted = {folder.name for folder in classes}, set(layout.classes)
     for words, names in (("lacks", wanted - found), ("has unexpected", found - wanted)):
@@ -161,26 +180,26 @@ def digest(folder: ClassFolder) -> str:
 
 
 def decode_all(
-    root: Path, found: dict[str, list[ClassFolder]], journal: Journal, progress: Report
+    root: Path, layout: Layout, found: dict[str, list[ClassFolder]], journal: Journal, progress: Report
 ) -> dict[tuple[str, str], Decoded]:
     """By subfolder and class, what decoding it gave. One thread decodes a class folder."""
     jobs = [(subfolder, folder) for subfolder, classes in found.items() for folder in classes]
     decoded = {(subfolder, folder.name): known for subfolder, folder in jobs if (known := journal.find(subfolder, folder))}
     left = [(subfolder, folder) for subfolder, folder in jobs if (subfolder, folder.name) not in decoded]
-    for (subfolder, folder), outcome in in_threads(lambda job: decode_class(root, *job), left):
+    for (subfolder, folder), outcome in in_threads(lambda job: decode_class(layout.find(root, job[0]), *job), left):
         journal.add(subfolder, folder, outcome)
         decoded[subfolder, folder.name] = outcome
         progress(Progress("decode, by class folder", len(decoded), len(jobs)))
     return decoded
 
 
-def decode_class(root: Path, subfolder: str, folder: ClassFolder) -> Decoded:
-    """Decode each image of the class folder with PIL."""
+def decode_class(split: Path, subfolder: str, folder: ClassFolder) -> Decoded:
+    """Decode each image of the class folder split/NAME with PIL; sentences and hash name it by its `subfolder`."""
     sentences, contents = [], hashlib.sha256()
     for file, size in zip(folder.files, folder.sizes, strict=True):
         if size <= 0:
             continue  # check_split names it
-        path, name = root / subfolder / folder.name / file, f"{subfolder}/{folder.name}/{file}"
+        path, name = split / folder.name / file, f"{subfolder}/{folder.name}/{file}"
         try:
             with opened(path) as (image, _):
                 image.load()

@@ -19,6 +19,7 @@ from sanbench.errors import InputError, SanbenchError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 SIDES = range(1, 4682)  # of photographs, resized and cropped: 4,096 is cropped from 4,681; a batch of 64 takes 3 GB
+SPLITS = ("train", "val", "test")  # subfolders whose root may have been shrunk and may name classes
 SHRUNK = "shrunk.json"  # in the root of a data set that `sanbench data shrink` wrote
 
 
@@ -81,7 +82,7 @@ def read_marker(root: Path) -> dict[str, Any]:
 
 def fingerprint(root: Path, subfolder: str, classes: Sequence[ClassFolder]) -> str:
     """SHA-256 over the names and sizes of the files of root/subfolder; with `shrunk-256-` before it if they were shrunk."""
-    marker = shrunk(root)
+    marker = shrunk(root) if subfolder in SPLITS else None
     digest = hashlib.sha256(f"{subfolder}\n{json.dumps(marker, sort_keys=True) if marker else ''}\n".encode())
     for folder in classes:
         digest.update(folder.text().encode(errors="surrogateescape"))
@@ -93,8 +94,11 @@ class FolderImages(Images):
 
     Training images are a RandomResizedCrop to `image_size`. The shorter side of others is resized to `resize`, by default
     256/224 of `image_size`, with `interpolation`, and the centre cropped. Both are antialiased. With a `layout` the class
-    folders must be those of the layout. Raises InputError for other folders and when there are no images.
+    folders must be those of the layout, which also tells where they are and which of a network's classes they are. Raises
+    InputError for other folders and when there are no images.
     """
+
+    fitted = True
 
     def __init__(
         self,
@@ -119,25 +123,31 @@ class FolderImages(Images):
         self.widest = (self.resized_side - image_size) // 2
         self.decode = find_decoder(decoder)
         self.decoder = self.decode.about
-        if not (root / subfolder).is_dir():
-            raise InputError(
-                f"There is no folder {root / subfolder}: {name} needs class folders under train/ and val/ of {root}."
-            )
-        reference = root / "train" if (root / "train").is_dir() else root / "val"
+        directory = layout.find(root, subfolder) if layout else root / subfolder
+        if not directory.is_dir():
+            where = f"under train/ and val/ of {root}" if subfolder in SPLITS else f"in {subfolder}/, as its archive has them"
+            raise InputError(f"There is no folder {directory}: {name} needs class folders {where}.")
+        reference = directory
+        if subfolder in SPLITS:
+            reference = root / "train" if (root / "train").is_dir() else root / "val"
         folders = class_names(reference)
         if layout is not None and set(folders) != set(layout.classes):
             raise InputError(
-                f"{reference} has {len(folders)} class folders: {name} has {len(layout.classes)}, named by WNID (n01440764). "
+                f"{reference} has {len(folders)} class folders: {name} has {len(layout.classes)}, as {layout.classes[0]}. "
                 f"`sanbench data check {name} --data-root {root}` tells what is wrong."
             )
-        index, self.classes = class_indices(folders, root)
-        found = list(list_classes(root / subfolder))
+        if layout is None or subfolder in SPLITS:
+            index, self.classes = class_indices(folders, root)
+        else:
+            index = {name: n for n, name in enumerate(layout.classes)}
+            self.classes, self.among = layout.words, layout.among
+        found = list(list_classes(directory))
         if not any(folder.files for folder in found):
-            raise InputError(f"{root / subfolder} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")
+            raise InputError(f"{directory} holds no images: accepted are CLASS/*{{{','.join(sorted(SUFFIXES))}}} files.")
         unexpected = [folder.name for folder in found if folder.files and folder.name not in index]
         if unexpected:
-            raise InputError(f"{root / subfolder} has class folders that {reference} has not: {', '.join(unexpected[:5])}.")
-        paths = [os.path.join(root, subfolder, folder.name, file) for folder in found for file in folder.files]
+            raise InputError(f"{directory} has class folders that {reference} has not: {', '.join(unexpected[:5])}.")
+        paths = [os.path.join(directory, folder.name, file) for folder in found for file in folder.files]
         self.files = np.array(
             [os.fsencode(path) for path in paths]
         )  # a list would be copied by workers, as its reference counts change
@@ -149,6 +159,9 @@ class FolderImages(Images):
 
     def locate(self, index: int) -> str:
         return os.fsdecode(self.files[index])
+
+    def paths(self) -> list[str]:
+        return ["/".join(self.locate(index).split(os.sep)[-2:]) for index in range(len(self))]
 
     def read(self, draws: Sequence[int]) -> Tensor:
         return torch.stack([self.read_one(draw) for draw in draws])

@@ -1,5 +1,6 @@
-"""ImageNet's classes and sizes, and the class indices of folders named by WNID or by number."""
+"""ImageNet's classes, the layouts of complete data sets, and the class indices of folders named by WNID or by number."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,10 +33,50 @@ def words() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The class folders of a complete data set in the order of their indices, and its number of images by split."""
+    """A complete data set in class folders.
+
+    classes   names of the class folders, in the order of their indices
+    images    number of images by subfolder of the root
+    optional  the same of subfolders that may be missing
+    others    further names that the one subfolder may have
+    groups    folders of the root in which subfolders may lie, as archives are unpacked into folders of their own
+    """
 
     classes: tuple[str, ...] = field(default_factory=wnids)
     images: Mapping[str, int] = field(default_factory=lambda: {"train": 1_281_167, "val": 50_000})
+    optional: Mapping[str, int] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...] | None:
+        """ImageNet's index of each class folder, by WNID or as 1,000 numbers; None where they are other classes."""
+        known = {wnid: index for index, wnid in enumerate(wnids())}
+        if len(self.classes) == len(known):
+            known |= {str(index): index for index in range(len(known))}
+        return tuple(known[name] for name in self.classes) if set(self.classes) <= known.keys() else None
+
+    @property
+    def among(self) -> tuple[int, ...] | None:
+        """ImageNet's class indices that count; None where all do, and of other classes."""
+        return None if len(self.classes) == len(wnids()) else self.indices
+
+    @property
+    def words(self) -> list[str]:
+        """The names of the classes."""
+        return list(self.classes) if self.indices is None else [words()[index] for index in self.indices]
+
+    def find(self, root: Path, subfolder: str) -> Path:
+        """Where `subfolder` is: in the root, in a group's folder there, or, of a set of one folder, the root of that name."""
+        names = (subfolder, *self.others)
+        places = [root / name for name in names] + [root / group / subfolder for group in self.groups]
+        if len(self.images) == 1 and Path(os.path.abspath(root)).name in names:
+            places.append(root)
+        return next((place for place in places if place.is_dir()), root / subfolder)
+
+    def expected(self, root: Path) -> dict[str, int]:
+        """`images`, and what of `optional` is there."""
+        return {**self.images, **{name: n for name, n in self.optional.items() if self.find(root, name).is_dir()}}
 
 
 def class_indices(folders: Sequence[str], root: Path) -> tuple[dict[str, int], list[str]]:

@@ -14,11 +14,19 @@ from sanbench.errors import UnreadableImage
 
 
 class Batch(NamedTuple):
-    images: Tensor  # N x 3 x H x W, uint8
+    images: Tensor  # N x 3 x H x W, uint8; of `sanbench.data.given` floats in [0, 1]
     labels: Tensor  # N, int64
     indices: Tensor  # N, int64, within the split
     unreadable: tuple[str, ...] = ()  # a sentence for each image that could not be read and is not in the batch
     border: int = 0  # pixels on each side around the network's input
+
+
+class Stored(NamedTuple):
+    """What was done to images before they were stored; `files` is SHA-256 of what the files are."""
+
+    corruption: str
+    severity: int
+    files: str
 
 
 class Images(Dataset[Batch], ABC):
@@ -36,14 +44,25 @@ class Images(Dataset[Batch], ABC):
     fingerprint: str  # SHA-256 of the pixels and labels, of photographs of the files' names and sizes
     decoder: str
     preprocessing = ""  # how photographs are resized and cropped
+    fitted = False  # whether they are resized and cropped to the network's input
+    among: tuple[int, ...] | None = None  # the network's class of each of `classes`, where it tells more apart
+    stored: Stored | None = None  # of a set of corrupted files: `fingerprint` is then that of all severities together
     seed = 0  # of random crops while reading
     held_out = True  # whether validation and test images are disjoint
     crop_padding = 0  # pixels by which a training image is padded before a random crop of its size
     widest = 0  # pixels that a photograph has on each side around the network's input
     border = 0  # how many of those are read
+    in_memory = False  # whether reading them costs nothing
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def counted(self) -> str | None:
+        """`200 classes, 1a2b3c4d`: of a network that tells more apart than count, how many, and a hash of their indices."""
+        if self.among is None:
+            return None
+        return f"{len(self.among)} classes, {hashlib.sha256(str(list(self.among)).encode()).hexdigest()[:8]}"
 
     def with_options(self, *, seed: int | None = None, border: int | None = None) -> Self:
         """A shallow copy that reads with another `seed` or `border`."""
@@ -59,6 +78,10 @@ class Images(Dataset[Batch], ABC):
     def locate(self, index: int) -> str:
         """How errors name image `index`: by its path where it has one."""
         return f"{self.name} {self.split} image {index}"
+
+    def paths(self) -> list[str]:
+        """The path of each image within the split's folder, as n01440764/ILSVRC2012_val_00000293.JPEG; empty in memory."""
+        return []
 
     def __getitems__(self, draws: Sequence[int]) -> Batch:
         indices = torch.tensor(draws) % len(self)
@@ -84,6 +107,7 @@ class TensorImages(Images):
     """A data set that fits in memory: `images` is N x 3 x H x W, uint8."""
 
     decoder = "none"
+    in_memory = True
 
     def __init__(self, name: str, split: str, images: Tensor, labels: Tensor, classes: list[str], crop_padding: int) -> None:
         self.name, self.split, self.classes = name, split, classes
@@ -106,8 +130,8 @@ class Request(NamedTuple):
 class Changed(Dataset[Batch]):
     """Images as processes that read give them: as they are, or after one of `changes`, by `Request`.
 
-    A change takes N x 3 x H x W, uint8, and the images' indices. Requests for the same images follow each other: what was
-    decoded for the last is kept.
+    A change takes N x 3 x H x W, uint8 (to which floats are rounded), and the images' indices. Requests for the same images
+    follow each other: what was decoded for the last is kept.
     """
 
     def __init__(self, images: Images, changes: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {}) -> None:
@@ -121,7 +145,14 @@ class Changed(Dataset[Batch]):
         if request.change is None:
             return batch
         images = without_border(batch.images, batch.border)
+        if images.is_floating_point():
+            images = (images * 255).round().to(torch.uint8)
         return batch._replace(images=self.changes[request.change](images, batch.indices), border=0)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8, or floats in [0, 1] as a caller may give them -> floats in [0, 1]."""
+    return images if images.is_floating_point() else images.float() / 255
 
 
 def without_border(images: Tensor, border: int) -> Tensor:

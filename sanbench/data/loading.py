@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
+from sanbench.data.images import Batch, Changed, Images, Request
 from sanbench.errors import SanbenchError, UnreadableImage
 
 MOST_WORKERS = 16  # they decode faster than a GPU trains, and each takes memory
@@ -164,7 +164,7 @@ def default_workers(images: Images | Changed, processes: int | None = None, chan
     `processes` are those that use this machine together, by default those that torchrun started on it; `changing` is
     whether they change images too.
     """
-    if isinstance(images, TensorImages) and not changing:
+    if getattr(images, "in_memory", False) and not changing:
         return 0
     return reading_processes(processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 

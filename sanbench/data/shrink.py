@@ -10,13 +10,12 @@ import PIL
 from PIL import Image
 
 from sanbench.data.decoding import eight_bits, opened
-from sanbench.data.folders import SHRUNK, fingerprint, list_classes, read_marker, shrunk
+from sanbench.data.folders import SHRUNK, SPLITS, fingerprint, list_classes, read_marker, shrunk
 from sanbench.data.imagenet import NAMES_FILE
 from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent
 
-SUBFOLDERS = ("train", "val", "test")
 QUALITY, SIZES = 95, range(32, 4097)
 NAMED = 5
 
@@ -31,7 +30,7 @@ def shrink(source: Path, target: Path, size: int = 256, progress: Report = silen
     """
     if size not in SIZES:
         raise InputError(f"size {size} is not accepted: accepted are {SIZES.start} to {SIZES.stop - 1}.")
-    subfolders = [name for name in SUBFOLDERS if (source / name).is_dir()]
+    subfolders = [name for name in SPLITS if (source / name).is_dir()]
     if not subfolders:
         raise InputError(f"There is no data set in {source}: it needs class folders under train/ or val/.")
     if target.resolve() == source.resolve():

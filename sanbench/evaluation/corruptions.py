@@ -5,7 +5,7 @@ each entry's `definition`, in the record and in the report. The benchmark stored
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
 from typing import TYPE_CHECKING, Any
@@ -265,14 +265,20 @@ def parse(options: CorruptionOptions, request: Request) -> "Bind":
 
 def parse_corruptions(kinds: str, severities: str, seed: int) -> list[Perturbation]:
     """`fog,jpeg` or `all`, and `1:5` (both included) or `1,3`. Raises InputError that names the word."""
-    names = list(CORRUPTIONS) if kinds == "all" else list(dict.fromkeys(word.strip() for word in kinds.split(",")))
+    names = ",".join(CORRUPTIONS) if kinds == "all" else kinds
+    return [Corrupted(name, level, seed) for name, level in parse_conditions(names, severities, CORRUPTIONS)]
+
+
+def parse_conditions(kinds: str, severities: str, known: Collection[str]) -> list[tuple[str, int]]:
+    """Each kind of a list of `known` ones at each severity. Raises InputError that names the word."""
+    names = list(dict.fromkeys(word.strip() for word in kinds.split(",")))
     if "all" in names:
         raise InputError(f"kinds {kinds!r} is not accepted: all stands alone, or name kinds.")
     for name in names:
-        if name not in CORRUPTIONS:
-            raise unknown("kind of corruption", name, [*CORRUPTIONS, "all"])
+        if name not in known:
+            raise unknown("kind of corruption", name, [*known, "all"])
     ranges = [re.fullmatch(r"\s*(\d)(?::(\d))?\s*", word, re.ASCII) for word in severities.split(",")]
     levels = sorted({level for found in ranges if found for level in range(int(found[1]), int(found[2] or found[1]) + 1)})
     if not levels or not all(ranges) or not set(levels) <= set(SEVERITIES):
         raise InputError(f"severity {severities!r} is not accepted: accepted are 1 to 5, ranges (1:5) and lists.")
-    return [Corrupted(name, level, seed) for name in names for level in levels]
+    return [(name, level) for name in names for level in levels]

@@ -74,16 +74,25 @@ class AttackOptions:
 class CorruptionOptions:
     """Measure top-1 under common corruptions: sanbench corrupt --kinds fog,jpeg --severity 1:5."""
 
-    kinds: str = option("all", "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen.")
+    kinds: str = option(
+        "all",
+        "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen. Of imagenet-c and cifar10-c also speckle-noise, "
+        "gaussian-blur, spatter, saturate.",
+    )
     severity: str = option("1:5", "1 to 5: ranges, both ends included, and lists.")
 
 
 class Request(NamedTuple):
-    """What a kind's `parse` may need beside its own options; `load` finds a network by name, perhaps with a file of weights."""
+    """What a kind's `parse` may need beside its own options.
+
+    load  finds a network by name, perhaps with a file of weights
+    data  the data set that was named, if any
+    """
 
     seed: int
     batch_size: int
     load: "Callable[[str, Path | None], EvaluatedModel]"
+    data: str | None = None
 
 
 def short_rotation(setting: Setting) -> str:
@@ -155,6 +164,7 @@ class Kind:
     nested    (group, budget) where an image that falls within a smaller budget of the group has fallen within a larger one
     options   of its command, whose docstring is the command's help; None: another kind's command makes it
     command   name on the command line
+    text      of its options those that a short text fills, in order: `rotate:90,180`
     parse     function (options, Request) -> (EvaluatedModel, Images) -> perturbations; what is typed wrong raises InputError
     """
 
@@ -167,6 +177,7 @@ class Kind:
     full: Callable[[Setting], str] | None = None
     options: type[Any] | None = None
     command: str = ""
+    text: tuple[str, ...] = ()
     parse: str = ""
 
 
@@ -188,6 +199,7 @@ KINDS: dict[str, Kind] = {
         full=full_rotation,
         options=RotationOptions,
         command="rotate",
+        text=("angles",),
         parse="sanbench.evaluation.rotations:parse",
     ),
     "attack": Kind(
@@ -199,6 +211,7 @@ KINDS: dict[str, Kind] = {
         nested_attack,
         options=AttackOptions,
         command="attack",
+        text=("attack", "eps"),
         parse="sanbench.evaluation.attacks.attack:parse",
     ),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
@@ -208,7 +221,8 @@ KINDS: dict[str, Kind] = {
         short_corruption,
         options=CorruptionOptions,
         command="corrupt",
-        parse="sanbench.evaluation.corruptions:parse",
+        text=("kinds", "severity"),
+        parse="sanbench.evaluation.corruption_files:parse",
     ),
 }
 

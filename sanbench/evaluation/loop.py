@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sanbench.data import Batch
-from sanbench.data.images import without_border
+from sanbench.data.images import pixels, without_border
 from sanbench.device import release_memory
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import AccuracyOptions, Request
@@ -123,7 +123,7 @@ def measure_one(
     model: nn.Module, batch: Batch, perturbation: Perturbation, device: torch.device, batch_size: int | None
 ) -> Scored:
     with evaluating(model):
-        images = batch.images.to(device, non_blocking=True).float() / 255
+        images = pixels(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device)
         started = time.perf_counter()
         given = without_border(images, batch.border - perturbation.border)

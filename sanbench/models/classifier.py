@@ -1,5 +1,7 @@
 """Classifier: the module that every network of this toolkit is wrapped in."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,11 @@ class Classifier(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(spec, name))[:, None, None], persistent=False)
 
+    @property
+    def outputs(self) -> int:
+        """How many logits it gives."""
+        return self.spec.num_classes
+
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_IMAGE:
             raise InputError(
@@ -32,3 +39,24 @@ class Classifier(nn.Module):
             )
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
+
+
+class ClassesAmong(Classifier):
+    """The logits of the classes `among` of a whole network alone, N x len(among): no other class can be predicted or attacked.
+
+    `spec` stays that of the whole network, which records name.
+    """
+
+    among: Tensor
+
+    def __init__(self, whole: Classifier, among: Sequence[int]) -> None:
+        super().__init__(whole.spec, whole)
+        self.register_buffer("among", torch.tensor(among, device=whole.mean.device), persistent=False)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.among)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits.index_select(1, self.among)

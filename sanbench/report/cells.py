@@ -28,7 +28,9 @@ def identity(record: Record) -> dict[str, str]:
 
 
 def number_of_images(data: ImageSet) -> str:
-    return f"{data.images:,}" if data.images == data.of else f"{data.images:,} of {data.of:,}"
+    """`500 of 50,000, list 1a2b3c4d`: what a list's images are is told by the beginning of its hash."""
+    number = f"{data.images:,}" if data.images == data.of else f"{data.images:,} of {data.of:,}"
+    return f"{number}, list {data.listed[:8]}" if data.listed else number
 
 
 def short(network: Network) -> str:

@@ -37,4 +37,9 @@ def provenance_section(group: Sequence[Record], findings: Findings) -> list[Bloc
     measured = sum(record.seconds for record in group) / 60
     tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data.decoder}"
     tail += f", {done}." if (done := group[0].data.preprocessing) else "."
-    return [Heading("How the networks came about", 3), Table(lines), Text(tail)]
+    blocks: list[Block] = [Heading("How the networks came about", 3), Table(lines), Text(tail)]
+    lists = sorted({(record.data.listed, record.image_list) for record in group if record.data.listed})
+    named = "; ".join(f"{name}, SHA-256 {listed}" for listed, name in lists)
+    if among := group[0].data.among:
+        blocks.append(Text(f"Logits of {among.partition(',')[0]} alone count, in predictions, top-5 and confidence."))
+    return [*blocks, Text(f"Images by list: {named}.")] if named else blocks

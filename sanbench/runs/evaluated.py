@@ -1,14 +1,16 @@
 """EvaluatedModel: the networks that are evaluated, from runs, checkpoint files or other libraries, and their images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sanbench.data import Images, ReadOptions, find_dataset, load_dataset
+from sanbench.data.imagenet import wnids
 from sanbench.errors import InputError, SanbenchError, unknown
 from sanbench.models import FAMILIES, MODELS, SMALLEST_IMAGE, Classifier, build_model, resolve
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
+from sanbench.models.classifier import ClassesAmong
 from sanbench.models.external import is_external, load_external
 from sanbench.models.probe import probe
 from sanbench.runs.run import all_runs, leave_out
@@ -40,6 +42,20 @@ class EvaluatedModel:
     def network(self) -> Network:
         """How a record names it."""
         return Network(**self.model.spec.model_dump(), weights=self.weights)
+
+    def telling(self, images: Images) -> "EvaluatedModel":
+        """The network as it tells the classes of `images` apart: of a set with fewer classes than ImageNet by those alone.
+
+        Raises InputError for such a set and a network of other classes than ImageNet's.
+        """
+        if images.among is None or isinstance(self.model, ClassesAmong):
+            return self
+        if self.model.outputs != len(wnids()):
+            raise InputError(
+                f"{images.name} counts {len(images.among)} of ImageNet's {len(wnids()):,} classes, but {self.run} tells "
+                f"{self.model.outputs} apart."
+            )
+        return replace(self, model=ClassesAmong(self.model, images.among))
 
     @classmethod
     def load(cls, checkpoint: Path, run: str) -> "EvaluatedModel":
@@ -141,17 +157,25 @@ def check_weights(external: Sequence[str], weights: Sequence[Path], preprocessin
         )
 
 
-def test_images(evaluated: EvaluatedModel, name: str | None, root: Path | None, decoder: str) -> Images:
+def test_images(
+    evaluated: EvaluatedModel,
+    name: str | None,
+    root: Path | None,
+    decoder: str,
+    corruption: tuple[str, int] | None = None,  # noqa: PT028  no test, but the test split
+) -> Images:
     """The test split of the data set that the network was trained on, or of the data set `name`, in `root`.
 
-    Raises InputError if neither is known, and for preprocessing that was asked for and that these images do not have.
+    `corruption` is the kind and severity of the image set where the data set has one for each. Raises
+    InputError if neither is known, and for preprocessing that was asked for and that these images do not have.
     """
     name = name or evaluated.data["name"]
     if name is None:
         raise InputError(f"{evaluated.model.spec.name} does not say what it was trained on: name a data set with --data.")
     shown = {option: evaluated.data[option] for option in ("image_size", "resize", "interpolation") if option in evaluated.data}
-    images = load_dataset(name, "test", ReadOptions(root or Path(evaluated.data["root"]), decoder=decoder, **shown))
-    if not images.preprocessing:
+    options = ReadOptions(root or Path(evaluated.data["root"]), decoder=decoder, **shown)
+    images = load_dataset(name, "test", options, corruption)
+    if not images.fitted:
         side = images.read([0]).shape[-1]
         for option, value in evaluated.preprocessing.items():
             if (option, value) != ("crop", side):

@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,12 +61,25 @@ class Network(ModelSpec):
         return slug(self.label, self.weights[:8])
 
 
-class ImageSet(Frozen):
+class Grown(Frozen):
+    """Has optional fields that older records lack: those that are None are not written, so files and keys stay as they were."""
+
+    @model_serializer(mode="wrap")
+    def serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None or name not in GROWN}
+
+
+GROWN = ("listed", "among", "image_list", "waited")
+
+
+class ImageSet(Grown):
     """Which images: `images` of the `of` of a split, drawn by `subset_seed` where they are not all.
 
     fingerprint    SHA-256 of what the images are, see `sanbench.data.images.Images`
     decoder        what read the files, `none` for images in memory
     preprocessing  what else happened to the pixels of a file
+    listed         SHA-256 of the list that they are, or are drawn, from
+    among          of a network that tells more classes apart than count here: how many, and a hash of their indices
     """
 
     name: str
@@ -77,9 +90,11 @@ class ImageSet(Frozen):
     images: int
     of: int
     subset_seed: int | None = None
+    listed: str | None = None
+    among: str | None = None
 
 
-class Measurement(Frozen):
+class Measurement(Grown):
     """All that decides a result. Two measurements with the same key have the same result up to float rounding.
 
     kind     a name of `sanbench.evaluation.kinds.KINDS`
@@ -114,6 +129,7 @@ class Record(Measurement):
     extremes    largest perturbation norms
     training    how the weights came about, as far as their file tells: recipe, seed, epoch, images, seconds
     selection   on which images the epoch was chosen
+    image_list  the name of the list of images, where there was one; its hash is `data.listed`
     flags       what its own rows show, see `sanbench.evaluation.sanity_checks`; what other records show is found on reading
     rows        SHA-256 of its rows, see `sanbench.store.files.digest`
     device      what measured it; of several processes that of the one that finished
@@ -127,6 +143,7 @@ class Record(Measurement):
     training: dict[str, Any] = {}
     selection: str
     classes: list[str] = []
+    image_list: str | None = None
     flags: list[str] = []
     rows: str
     versions: dict[str, str]

@@ -10,8 +10,9 @@ from sanbench.data import load_dataset
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
-from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.loop import Identity, Perturbation
+from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.rotations import Frame, parse_angles
 from sanbench.models import family_name
 from sanbench.progress import Report, silent

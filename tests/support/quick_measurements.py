@@ -6,8 +6,9 @@ import torch
 
 from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
-from sanbench.evaluation.evaluate import EvaluationOptions, evaluate
+from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.loop import evaluating, score
+from sanbench.evaluation.parts import EvaluationOptions
 
 FEW = 12  # steps of attacks that take 100 or 5,000
 

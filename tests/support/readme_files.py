@@ -7,9 +7,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from sanbench.data import read_list
+from sanbench.data.imagenet import wnids
+from sanbench.data.shifted import SHIFTED
 from sanbench.models import build_model
 from sanbench.models.authors_checkpoints import export_authors_checkpoint
 from sanbench.models.checkpoints import save_checkpoint
+from tests.support.colours import class_folders, paint
 from tests.support.photographs import place
 
 MODULE = """
@@ -33,7 +37,23 @@ def released(path: Path) -> None:
     export_authors_checkpoint(path.with_suffix(".ours"), path)
 
 
+def published_sets(folder: Path) -> None:
+    """An image of ImageNet-A and one of ImageNet-C."""
+    for split, classes in ((folder / "imagenet-a", SHIFTED["imagenet-a"].classes), (folder / "fog" / "3", wnids())):
+        paint(class_folders(split, classes) / classes[0] / "0.JPEG", 0)
+
+
+def robustbench_images(folder: Path) -> None:
+    """The names of RobustBench's 5,000 images."""
+    class_folders(folder / "val", wnids())
+    for _, path in read_list("robustbench-imagenet-5000").lines:
+        (folder / "val" / path).touch()
+
+
 FILES = {
+    "sets": published_sets,
+    "val-set": robustbench_images,
+    "my-list.txt": lambda path: path.write_text("bag/00.png\n3\n"),
     "squeezenet.pth": squeezenet,
     "mine.pt": squeezenet,
     "timm.safetensors": lambda path: save_file(timm.create_model("resnet10t").state_dict(), path),

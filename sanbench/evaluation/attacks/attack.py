@@ -228,15 +228,17 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
         options.target,
         options.targets,
     )
-    surrogate = None
+    source = None
     if options.surrogate is not None:
         source = request.load(options.surrogate, options.surrogate_weights)
         check_gradients(source, wanted)
-        surrogate = Surrogate(source.model, f"{source.network.label} ({source.run})", source.weights)
 
     def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
-        if surrogate is None:
+        surrogate = None
+        if source is None:
             check_gradients(evaluated, wanted)
+        else:
+            surrogate = Surrogate(source.telling(images).model, f"{source.network.label} ({source.run})", source.weights)
         return bind(evaluated.model, wanted, request.batch_size, surrogate)
 
     return bound

@@ -1,0 +1,213 @@
+"""The parts of a measurement: which of them are this process's, reading ahead, measuring them, and keeping their rows."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sanbench.data import Batch, Changed, ImageList, Images, Request, batches, dead_workers_named, default_workers
+from sanbench.data.images import pixels, without_border
+from sanbench.evaluation.loop import Perturbation, Scored, measure
+from sanbench.progress import Progress, Report, silent
+from sanbench.runs.evaluated import EvaluatedModel
+from sanbench.store.claims import Claims
+from sanbench.store.files import Part, Store
+from sanbench.store.schema import Measurement, Record
+
+TELL = 0.5  # seconds between two tellings of progress, at least
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which images, in which batches: `limit` of them drawn by `seed`, all without a limit; by `nproc` processes.
+
+    They are those of the list `images`, all without one. Of the first `save_images` images an attack's examples are kept as
+    PNG. Only images, limit and seed decide results.
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    workers: int | None = None  # see `default_workers`
+    force: bool = False
+    nproc: int = 1
+    save_images: int = 0
+    images: ImageList | None = None
+
+
+class Condition(NamedTuple):
+    measurement: Measurement
+    perturbation: Perturbation
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured, as each process needs it; `parts` are the images of each part."""
+
+    evaluated: EvaluatedModel
+    images: Images
+    conditions: list[Condition]
+    parts: Mapping[int, list[int]]
+    store: Store
+    options: EvaluationOptions
+    since: str = ""  # records that were created before do not count
+    done: set[tuple[int, int]] = field(default_factory=set)  # (condition, part) that need not be looked for again
+
+    @property
+    def task(self) -> str:
+        return f"{self.evaluated.run} {self.images.name}"
+
+    def missing(self, part: int) -> list[Condition]:
+        return [condition for condition in self.conditions if not self.store.has_part(condition.measurement, part)]
+
+    def recorded(self) -> dict[str, Record]:
+        """By key, what is measured and recorded already."""
+        found = self.store.find([condition.measurement for condition in self.conditions])
+        return {key: record for key, record in found.items() if record.created >= self.since}
+
+    def finished(self) -> int:
+        """How many parts of measurements are done, by any process."""
+        every = ((number, part) for part in self.parts for number in range(len(self.conditions)))
+        left = (pair for pair in every if pair not in self.done)
+        self.done.update(pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1]))
+        return len(self.done)
+
+
+def readers(job: Job) -> int:
+    """How many processes read images, and change them where a condition asks for it."""
+    if job.options.workers is not None:
+        return job.options.workers
+    changing = any(perturbation.by_reader for _, perturbation in job.conditions)
+    return default_workers(job.images, job.options.nproc if job.options.nproc > 1 else None, changing)
+
+
+def measure_here(job: Job, device: torch.device) -> None:
+    """One process's share: the parts that it can claim."""
+    job.evaluated.model.to(device)
+    with job.store.claims() as claims:
+        measure_parts(job, claims, device)
+
+
+class Task(NamedTuple):
+    """Conditions of a part that are measured on the same batch: one that readers make, or all others."""
+
+    part: int
+    conditions: list[Condition]
+
+
+def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Report = silent) -> bool:
+    """Measure the parts that this process can claim; whether there were any.
+
+    While the network works on a batch, the reading processes read, and corrupt, those that come after it.
+    """
+    tasks: list[Task] = []  # in the order in which they were asked for
+    changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
+    clock = Clock()
+    reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
+    stream = ((batch, [p for _, p in tasks[done].conditions]) for done, batch in enumerate(reader))
+    notice = partial(tell, job, progress)
+    with dead_workers_named():
+        for done, outcome in enumerate(measure(job.evaluated.model, stream, device, job.options.batch_size, notice)):
+            part, conditions = tasks[done]
+            waited = clock.read() / len(conditions)
+            for (measurement, _), scored in zip(conditions, outcome, strict=True):
+                save_examples(job, measurement, part, scored)
+                kept = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
+                job.store.write_part(measurement, part, kept)
+            claims.release([claim(condition, part) for condition in conditions])
+            clock.tell(job, progress, TELL)
+    clock.tell(job, progress, 0)
+    return bool(tasks)
+
+
+class Clock:
+    """How long was waited for batches, and when progress is told again."""
+
+    def __init__(self) -> None:
+        self.waited, self.told, self.finished = 0.0, time.monotonic(), -1
+
+    def waited_for(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.monotonic()
+            batch = next(stream, None)
+            self.waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def read(self) -> float:
+        """Seconds since the last call that were spent waiting."""
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+    def tell(self, job: Job, progress: Report, after: float) -> None:
+        """Tell progress if that was last done `after` seconds ago, and there is some."""
+        if (now := time.monotonic()) - self.told >= after and job.finished() != self.finished:
+            self.told, self.finished = now, job.finished()
+            tell(job, progress)
+
+
+def claim_parts(job: Job, claims: Claims, tasks: list[Task]) -> Iterator[Request]:
+    """What readers are asked for: each part that is this process's, claimed when they are ready for it; see `Task`."""
+    for number, indices in job.parts.items():
+        missing = {claim(condition, number): condition for condition in job.missing(number)}
+        taken = claims.take(list(missing)) if missing else []
+        recorded = job.recorded() if taken else {}
+        done = [
+            name  # by another process in the meantime
+            for name in taken
+            if job.store.has_part(missing[name].measurement, number) or missing[name].measurement.key in recorded
+        ]
+        claims.release(done)
+        mine = [missing[name] for name in taken if name not in done]
+        if as_read := [condition for condition in mine if not condition.perturbation.by_reader]:
+            tasks.append(Task(number, as_read))
+            yield Request(None, indices)
+        for condition in mine:
+            if condition.perturbation.by_reader:
+                tasks.append(Task(number, [condition]))
+                yield Request(condition.measurement.id, indices)
+
+
+def claim(condition: Condition, part: int | str) -> str:
+    return f"{condition.measurement.id}-{part}"
+
+
+def tell(job: Job, progress: Report, notice: str = "") -> None:
+    progress(Progress(job.task, job.finished(), len(job.parts) * len(job.conditions), notice=notice))
+
+
+def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:
+    """Examples of what was measured without them: they depend on the image alone, so they are the same."""
+    attacks = [c for c in job.conditions if c.perturbation.has_examples and not job.store.has_pictures(c.measurement)]
+    first = [Request(None, chosen[: job.options.save_images])] if attacks else []
+    stream = ((batch, [c.perturbation for c in attacks]) for batch in batches(Changed(job.images), first, 0))
+    for outcome in measure(job.evaluated.model, stream, device, job.options.batch_size):
+        for condition, scored in zip(attacks, outcome, strict=True):
+            save_examples(job, condition.measurement, 0, scored)
+
+
+def save_examples(job: Job, measurement: Measurement, part: int, scored: Scored) -> None:
+    """Clean image, 8-bit adversarial image and their difference, magnified around grey so that the budget just fits.
+
+    `00012-tench-clean.png` and `00012-tench-adversarial-as-goldfish.png`: what is shown, and what the network took it for.
+    """
+    wanted = range(min(job.options.save_images - part * len(job.parts[0]), len(scored.rows)))
+    if scored.perturbed.rounded is None or not wanted:
+        return
+    indices, labels, predictions = (scored.rows[name].tolist()[: len(wanted)] for name in ("index", "label", "prediction"))
+    names = ["".join(c if c.isalnum() else "_" for c in name) for name in job.images.classes]
+    originals = without_border(job.images.read(indices), job.images.border)
+    pairs = zip(originals, scored.perturbed.rounded, strict=False)
+    for (clean, adversarial), index, label, prediction in zip(pairs, indices, labels, predictions, strict=True):
+        before, after = (x.permute(1, 2, 0).cpu().double().numpy() for x in (pixels(clean), adversarial))
+        largest = max(abs(after - before).max(), 1 / 255)
+        difference = 0.5 + (after - before) / largest / 2
+        views = {"clean": before, f"adversarial-as-{names[prediction]}": after, "difference": difference}
+        for name, view in views.items():
+            drawn = (view * 255).round().astype(np.uint8)
+            job.store.write_picture(measurement, f"{index:05d}-{names[label]}-{name}", drawn)
