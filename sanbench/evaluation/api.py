@@ -274,7 +274,7 @@ def side_of(data: Any) -> int:
     if isinstance(data, Images):
         return data.side
     source = data.dataset if isinstance(data, DataLoader) else data
-    first = source[0][0]
+    first = source[0][0] if hasattr(source, "__getitem__") else None  # `given_images` says what is accepted
     return int(first.shape[-1]) if isinstance(first, Tensor) and first.dim() else 224
 
 
