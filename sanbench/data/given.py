@@ -25,11 +25,7 @@ class GivenImages(Images):
     in_memory = True  # one process reads them: whether a source can be handed to others is not known
 
     def __init__(self, source: Any, classes: Sequence[str], name: str, whole: bool) -> None:
-        if not all(hasattr(source, method) for method in ("__getitem__", "__len__")) or len(source) == 0:
-            raise InputError(
-                f"data {type(source).__name__} is not accepted: accepted are a name, a Dataset with a length, a DataLoader "
-                "over one, and a pair of tensors."
-            )
+        check_source(source)
         self.source, self.name = source, name
         if problem := wrong(first := self.source[0][0]):
             raise InputError(f"image 0 of {name} is not accepted: it {problem}; {ACCEPTED}.")
@@ -65,6 +61,15 @@ class Pairs:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.targets[index]
+
+
+def check_source(source: Any) -> None:
+    """Raises InputError for what is not indexed, has no length, or is empty."""
+    if not all(hasattr(source, method) for method in ("__getitem__", "__len__")) or len(source) == 0:
+        raise InputError(
+            f"data {type(source).__name__} is not accepted: accepted are a name, a Dataset with a length, a DataLoader "
+            "over one, and a pair of tensors."
+        )
 
 
 def wrong(image: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sanbench.data import ImageList, Images, ReadOptions, find_dataset, load_dataset, read_list
-from sanbench.data.given import given_images
+from sanbench.data.given import check_source, given_images
 from sanbench.device import select_device
 from sanbench.errors import InputError, unknown, validated
 from sanbench.evaluation.attacks.attack import Attack, check_gradients
@@ -274,7 +274,8 @@ def side_of(data: Any) -> int:
     if isinstance(data, Images):
         return data.side
     source = data.dataset if isinstance(data, DataLoader) else data
-    first = source[0][0] if hasattr(source, "__getitem__") else None  # `given_images` says what is accepted
+    check_source(source)
+    first = source[0][0]
     return int(first.shape[-1]) if isinstance(first, Tensor) and first.dim() else 224
 
 
