@@ -33,16 +33,6 @@ def model():
     return nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 10))
 
 
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    assert len(blocks) >= 8
-    exec("\n".join(blocks), {})
-    assert (tmp_path / "results" / "records").is_dir()
-    printed = capsys.readouterr().out
-    assert "upright" in printed and "pgd, L∞ ε = 8/255" in printed
-
-
 def test_the_lines_that_the_page_counts_are_those_it_shows():
     counted = dict(zip(("torchattacks", "foolbox"), ("twelve", "nine"), strict=True))
     numbers = {"nine": 9, "twelve": 12}

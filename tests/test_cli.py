@@ -177,7 +177,7 @@ def test_a_fault_of_ours_is_one_sentence_unless_debugging(places, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("sanbench.evaluation.evaluate.evaluate", fails)
+    monkeypatch.setattr("sanbench.evaluation.api.evaluate", fails)
     outcome = sanbench("accuracy", *places)
     assert outcome.exit_code == 1
     assert outcome.stderr == (

@@ -23,13 +23,16 @@ INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)
 
 LONG_WORK = {  # what a command does at its end: the library call that it is there for
     "train": ("sanbench.training.loop.train", "sanbench.training.launcher.launch"),
-    **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.evaluate.evaluate",)),
+    **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.api.evaluate",)),
     "export": ("sanbench.models.export.export_model",),
     "reproduce": ("sanbench.studies.presets.reproduce",),
     "bench model": ("sanbench.bench.networks.time_pairs",),
     "bench ops": ("sanbench.bench.layers.time_layers",),
     "bench train": ("sanbench.bench.training.time_training",),
     "bench evaluate": ("sanbench.bench.evaluation.time_evaluation",),
+    "bench pipeline": ("sanbench.bench.pipeline.time_pipeline",),
+    "bench protocol": ("sanbench.bench.protocol.time_protocol",),
+    "bench images": ("sanbench.bench.photographs.make_imagenet",),
     "bench data": ("sanbench.bench.reading.time_reading",),
     "bench kernels": ("sanbench.bench.gpu_kernels.compile_kernels",),
     "data check": ("sanbench.data.check.check",),
@@ -89,7 +92,7 @@ def test_commands_within_sentences_exist(page, line):
     assert [word for word in words if word.startswith("-") and word.split("=")[0] not in known] == []
 
 
-PYTHON = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
+PYTHON = [(name, "\n".join(code)) for name, text in TEXTS.items() if (code := re.findall(r"```python\n(.*?)```", text, re.S))]
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[name for name, _ in PYTHON])
