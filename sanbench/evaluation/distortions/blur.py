@@ -1,0 +1,80 @@
+"""Blur: defocus, frosted glass, motion and zoom."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sanbench.evaluation.distortions.filters import Array, blurred, filtered, moved, rescaled, scale, zoomed
+
+
+def defocus_blur(image: Tensor, strength: tuple[int, float], draw: torch.Generator) -> Tensor:
+    radius, sigma = strength
+    return filtered(image, rescaled(disc(radius, sigma), scale(image)), "reflect")
+
+
+def disc(radius: int, sigma: float) -> Array:
+    """The benchmark's disc, smoothed by a Gaussian of 3 pixels (radius up to 8) or 5 that is mirrored at the kernel's own edge."""
+    reach = max(radius, 8)
+    ys, xs = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    kernel = np.array(ys**2 + xs**2 <= radius**2, float)
+    wide = 1 if radius <= 8 else 2
+    line = np.exp(-((np.arange(-wide, wide + 1) / sigma) ** 2) / 2)
+    line /= line.sum()
+    for axis in (0, 1):
+        padded = np.pad(kernel, [(wide, wide) if axis == each else (0, 0) for each in (0, 1)], "reflect")
+        kernel = sum(
+            weight * padded.take(range(place, place + len(kernel)), axis) for place, weight in enumerate(line)
+        )  # type: ignore[assignment]
+    return kernel / (ys**2 + xs**2 <= radius**2).sum()
+
+
+def glass_blur(image: Tensor, strength: tuple[float, int, int], draw: torch.Generator) -> Tensor:
+    """Blurred, cut to 8 bits, each pixel taken from one nearby (see `shuffled`), and blurred again.
+
+    Where the reach is less than a pixel, so large a share of the pixels is taken from neighbours.
+    """
+    sigma, reach, rounds = strength
+    factor = scale(image)
+    share, reach = reach * factor, max(1, round(reach * factor))
+    height, width = image.shape[1:]
+    pixels = np.arange(height * width).reshape(height, width)
+    inside = pixels[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1]
+    order = pixels.flatten()
+    for _ in range(rounds):
+        right, down = torch.randint(-reach, reach, (2, *inside.shape), generator=draw).numpy()
+        moves = down * width + right
+        if share < 1:
+            moves *= torch.rand(inside.shape, generator=draw).numpy() < share
+        order = order[shuffled(height * width, inside.flatten(), (inside + moves).flatten())]
+    levels = (blurred(image, sigma * factor) * 255 + 1e-3).floor()
+    return blurred(levels.flatten(1)[:, order].view_as(image) / 255, sigma * factor)
+
+
+def shuffled(count: int, pixels: NDArray[np.intp], sources: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which of `count` pixels each one shows once each of `pixels`, from the last to the first, has become its source.
+
+    The benchmark's code reads as a swap, but assigns through views of an array: the source stays. It is met as it has become by
+    then where it lies behind, and else as it was. The first case is a link, and links are followed until there are none.
+    """
+    links = np.arange(count, 2 * count)  # from `count` on: as it was
+    links[pixels] = np.where(sources > pixels, sources, count + sources)
+    linked = pixels
+    while len(linked := linked[links[linked] < count]):
+        links[linked] = links[links[linked]]
+    return links - count
+
+
+def motion_blur(image: Tensor, strength: tuple[int, float], draw: torch.Generator) -> Tensor:
+    degrees = 90 * torch.rand((), generator=draw).item() - 45
+    return moved(image, *strength, degrees, scale(image))
+
+
+def zoom_blur(image: Tensor, strength: tuple[float, float], draw: torch.Generator) -> Tensor:
+    """The mean of the image and its magnifications from 1 to `largest`."""
+    largest, step = strength
+    zooms = np.arange(1, largest, step).tolist()
+    total = 2 * image  # itself, and a zoom of 1
+    for zoom in zooms[1:]:
+        total += zoomed(image, zoom)
+    return total / (len(zooms) + 1)

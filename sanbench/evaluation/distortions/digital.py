@@ -1,0 +1,58 @@
+"""Digital: contrast, elastic transform, pixels and JPEG."""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sanbench.evaluation.distortions.filters import sampled, scale, smoothed
+
+
+def contrast(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
+    """Each channel's distance from its mean, `strength` times."""
+    mean = torch.from_numpy(image.numpy().mean((1, 2), keepdims=True))  # torch's sum depends on the number of threads
+    return (image - mean) * strength + mean
+
+
+def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Generator) -> Tensor:
+    """An affine map that moves three points by up to `affine` pixels, then a smooth field of displacements.
+
+    A displacement is `amount` times uniform noise in [-1, 1] smoothed by `sigma`. Lengths follow the image: sigma and affine by its
+    size; the smoothed noise is as large as 1 / sigma, so amount by the square of it.
+    """
+    factor = scale(image)
+    amount, sigma, affine = strength[0] * factor**2, max(0.5, strength[1] * factor), strength[2] * factor
+    height, width = image.shape[1:]
+    side = min(height, width) // 3
+    centre = np.array([height // 2, width // 2], float)
+    points = np.array([centre + side, [centre[0] + side, centre[1] - side], centre - side])
+    shifted = points + affine * (2 * torch.rand((3, 2), generator=draw).double().numpy() - 1)
+    back = np.linalg.solve(np.column_stack([shifted, np.ones(3)]), points)  # from the outcome's (x, y, 1) to the image's (x, y)
+    ys, xs = np.arange(height)[:, None], np.arange(width)
+    from_x, from_y = (xs * back[0, axis] + ys * back[1, axis] + back[2, axis] for axis in (0, 1))
+    mapped = sampled(image, from_y, from_x, repeated=False)
+    right, down = smoothed(2 * torch.rand((2, height, width), generator=draw) - 1, sigma).numpy() * np.float32(amount)
+    return sampled(mapped, ys + down, xs + right)
+
+
+def pixelate(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
+    picture = pil(image)
+    width, height = picture.size
+    small = picture.resize((max(1, int(width * strength)), max(1, int(height * strength))), Image.Resampling.BOX)
+    return tensor(small.resize((width, height), Image.Resampling.BOX))
+
+
+def jpeg(image: Tensor, strength: int, draw: torch.Generator) -> Tensor:
+    file = BytesIO()
+    pil(image).save(file, "JPEG", quality=strength)
+    return tensor(Image.open(file))
+
+
+def pil(image: Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
