@@ -2,9 +2,9 @@
 
 At 224 pixels the definitions and the strengths are those of the benchmark's `make_imagenet_c.py`, up to a level of 256, but for
 what an entry's `definition` says in the record and in the report. At other sizes lengths are scaled with the side of the image,
-so that a severity looks the same; the strengths stay. CIFAR-10-C has weaker strengths of its own, and those who report on it read
-its files: what is made here of small images is not to be compared with it. As there, values are cut to 8 bits; the benchmark
-stored them as JPEG of quality 85 besides.
+so that a severity looks the same; the strengths stay. CIFAR-10-C has weaker strengths of its own, and those who report on it
+read its files: what is made here of small images is not to be compared with it. As in the benchmark, values are cut to 8 bits;
+it stored them as JPEG of quality 85 besides.
 """
 
 import re
@@ -85,7 +85,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(image: Tensor, name: str, severity: int, seed: int, index: int) -> Tensor:
-    """corrupt(image, "fog", 3, seed=0, index=17): the image with a corruption of CORRUPTIONS, the same bits wherever it is called.
+    """corrupt(image, "fog", 3, seed=0, index=17): with a corruption of CORRUPTIONS, the same bits wherever it is called.
 
     image     3 x H x W uint8 on the CPU; the outcome is one too
     severity  1 to 5

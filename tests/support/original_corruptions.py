@@ -1,4 +1,4 @@
-"""The original benchmark's corruptions with our random numbers: imagecorruptions, which follows it, and what that one changed."""
+"""The original benchmark's corruptions with our random numbers: imagecorruptions, and the original where that changed it."""
 
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -23,8 +23,8 @@ def corrupt_as_originally(image, name, severity, seed, index):
     draw = seeded(image_seed(seed, index, name, severity))
     with DRAWS.get(name, nothing)(image, CORRUPTIONS[name].strengths[severity - 1], draw):
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        function = elastic if name == "elastic" else getattr(original, NAMES[name])
-        return torch.from_numpy(np.array(function(picture, severity)).astype(np.uint8)).permute(2, 0, 1)
+        made = elastic(picture, severity, draw) if name == "elastic" else getattr(original, NAMES[name])(picture, severity)
+        return torch.from_numpy(np.array(made).astype(np.uint8)).permute(2, 0, 1)
 
 
 @contextmanager
@@ -119,33 +119,21 @@ def fog(image, strength, draw):
         yield
 
 
-@contextmanager
-def elastic_draws(image, strength, draw):
-    """Three points, then the fields of both directions in one draw."""
-
-    def draws():
-        yield torch.rand((3, 2), generator=draw)
-        yield from torch.rand((2, *image.shape[1:]), generator=draw)
-
-    made = draws()
-    with patch.object(np.random, "uniform", lambda low, high, size: low + (high - low) * next(made).double().numpy()):
-        yield
-
-
-def elastic(picture, severity):
+def elastic(picture, severity, draw):
     """As `make_imagenet_c.py` defines it: cv2's affine map of three points, then scipy's displacement."""
     image = np.float32(picture) / 255
     amount, sigma, affine = CORRUPTIONS["elastic"].strengths[severity - 1]
     height, width, _ = image.shape
     middle, side = np.float32([height // 2, width // 2]), min(height, width) // 3
-    points = np.float32([middle + side, middle + [side, -side], middle - side])
-    moved = points + np.random.uniform(-affine, affine, size=points.shape).astype(np.float32)
+    points = np.float32([middle + side, middle + np.float32([side, -side]), middle - side])
+    moved = points + affine * (2 * torch.rand((3, 2), generator=draw).numpy() - 1)
     image = cv2.warpAffine(image, cv2.getAffineTransform(points, moved), (width, height), borderMode=cv2.BORDER_REFLECT_101)
-    right, down = (
-        gaussian_filter(np.random.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3) * amount for _ in "xy"
-    )
+    noise = 2 * torch.rand((2, height, width), generator=draw).double().numpy() - 1
+    right, down = (gaussian_filter(each, sigma, mode="reflect", truncate=3) * amount for each in noise)
     ys, xs = np.mgrid[:height, :width]
-    channels = [map_coordinates(channel, (ys + down, xs + right), order=1, mode="reflect") for channel in np.moveaxis(image, -1, 0)]
+    channels = [
+        map_coordinates(channel, (ys + down, xs + right), order=1, mode="reflect") for channel in np.moveaxis(image, -1, 0)
+    ]
     return np.clip(np.stack(channels, -1), 0, 1) * 255
 
 
@@ -157,5 +145,4 @@ DRAWS = {
     "motion-blur": motion_blur,
     "snow": snow,
     "fog": fog,
-    "elastic": elastic_draws,
 }

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import correlate
 from torch import Tensor
 
 from sanbench.evaluation.distortions.filters import Array, blurred, filtered, moved, rescaled, scale, zoomed
@@ -14,19 +15,13 @@ def defocus_blur(image: Tensor, strength: tuple[int, float], draw: torch.Generat
 
 
 def disc(radius: int, sigma: float) -> Array:
-    """The benchmark's disc, smoothed by a Gaussian of 3 pixels (radius up to 8) or 5 that is mirrored at the kernel's own edge."""
+    """The benchmark's disc, smoothed by a Gaussian of 3 pixels (radius up to 8) or 5, mirrored at the kernel's own edge."""
     reach = max(radius, 8)
     ys, xs = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    kernel = np.array(ys**2 + xs**2 <= radius**2, float)
+    inside = ys**2 + xs**2 <= radius**2
     wide = 1 if radius <= 8 else 2
     line = np.exp(-((np.arange(-wide, wide + 1) / sigma) ** 2) / 2)
-    line /= line.sum()
-    for axis in (0, 1):
-        padded = np.pad(kernel, [(wide, wide) if axis == each else (0, 0) for each in (0, 1)], "reflect")
-        kernel = sum(
-            weight * padded.take(range(place, place + len(kernel)), axis) for place, weight in enumerate(line)
-        )  # type: ignore[assignment]
-    return kernel / (ys**2 + xs**2 <= radius**2).sum()
+    return correlate(inside / inside.sum(), np.outer(line, line) / line.sum() ** 2, mode="mirror")
 
 
 def glass_blur(image: Tensor, strength: tuple[float, int, int], draw: torch.Generator) -> Tensor:

@@ -12,15 +12,15 @@ from sanbench.evaluation.distortions.filters import sampled, scale, smoothed
 
 def contrast(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
     """Each channel's distance from its mean, `strength` times."""
-    mean = torch.from_numpy(image.numpy().mean((1, 2), keepdims=True))  # torch's sum depends on the number of threads
+    mean = torch.from_numpy(image.numpy().mean((1, 2), keepdims=True))
     return (image - mean) * strength + mean
 
 
 def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Generator) -> Tensor:
     """An affine map that moves three points by up to `affine` pixels, then a smooth field of displacements.
 
-    A displacement is `amount` times uniform noise in [-1, 1] smoothed by `sigma`. Lengths follow the image: sigma and affine by its
-    size; the smoothed noise is as large as 1 / sigma, so amount by the square of it.
+    A displacement is `amount` times uniform noise in [-1, 1] smoothed by `sigma`. Lengths follow the image: `sigma` and `affine`
+    by its size, `amount` by the square of it, because what is left of the noise is as 1 / sigma.
     """
     factor = scale(image)
     amount, sigma, affine = strength[0] * factor**2, max(0.5, strength[1] * factor), strength[2] * factor
@@ -38,21 +38,23 @@ def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Gen
 
 
 def pixelate(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    picture = pil(image)
+    """Shrunk by the mean of boxes in 8 bits, and enlarged again."""
+    picture = to_picture(image)
     width, height = picture.size
     small = picture.resize((max(1, int(width * strength)), max(1, int(height * strength))), Image.Resampling.BOX)
-    return tensor(small.resize((width, height), Image.Resampling.BOX))
+    return to_tensor(small.resize((width, height), Image.Resampling.BOX))
 
 
-def jpeg(image: Tensor, strength: int, draw: torch.Generator) -> Tensor:
+def jpeg(image: Tensor, quality: int, draw: torch.Generator) -> Tensor:
+    """By Pillow, with half the resolution of colour, as in the original: simplejpeg's levels are up to 60 off."""
     file = BytesIO()
-    pil(image).save(file, "JPEG", quality=strength)
-    return tensor(Image.open(file))
+    to_picture(image).save(file, "JPEG", quality=quality)
+    return to_tensor(Image.open(file))
 
 
-def pil(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def tensor(picture: Image.Image) -> Tensor:
+def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255

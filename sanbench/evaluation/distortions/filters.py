@@ -1,4 +1,8 @@
-"""Filters, resampling and fractal noise of the benchmark, with lengths that follow the image's size."""
+"""Filters, resampling and fractal noise of the benchmark, with lengths that follow the image's size.
+
+Sums over pixels are taken by NumPy, SciPy and grid_sample, which take those of an image on one thread: torch's others may give
+other bits on another number of threads.
+"""
 
 from functools import lru_cache
 from math import ceil, cos, radians, sin
@@ -22,8 +26,10 @@ def scale(image: Tensor) -> float:
 
 
 def rescaled(kernel: Array, factor: float) -> Array:
-    """An odd-sided kernel whose lengths are multiplied by `factor`, of sum 1: each weight is spread linearly over the pixels around
-    the place where it lands, as far as its neighbours. The same kernel where `factor` is 1."""
+    """An odd-sided kernel with its lengths times `factor`, and a sum of 1; where `factor` is 1, the kernel as it is.
+
+    Each weight is spread linearly over the pixels around the place where it lands, as far as the neighbouring weights land.
+    """
     if factor == 1:
         return kernel
     reach = len(kernel) // 2
@@ -80,7 +86,7 @@ def response(side: int, sigma: float) -> Array:
 
 
 def motion_kernel(radius: int, sigma: float, degrees: float) -> Array:
-    """The benchmark's motion blur, which is ImageMagick's: one side of a Gaussian on the pixels nearest to a ray from the centre."""
+    """The benchmark's motion blur, which is ImageMagick's: half a Gaussian on the pixels nearest to a ray from the middle."""
     reach = 2 * radius
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
     line = np.exp(-((np.arange(reach + 1) / sigma) ** 2) / 2)
@@ -122,7 +128,7 @@ def zoomed(image: Tensor, factor: float) -> Tensor:
 
 
 def plasma(side: int, decay: float, draw: torch.Generator) -> Array:
-    """side x side, a power of 2, from 0 to 1: midpoint displacement on a torus, each step `decay` times weaker than the last."""
+    """side x side, a power of 2, from 0 to 1: midpoint displacement on a torus, each step `decay` times weaker."""
     heights = np.zeros((side, side), np.float32)
     spread, step = 100.0, side
 
