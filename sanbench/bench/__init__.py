@@ -5,5 +5,6 @@ BENCHMARKS = {
     "ops": "attention layers of each stage by kernel",
     "evaluate": "the evaluation loop against the network's own passes",
     "train": "steps of the training loop, and the shares of their parts",
+    "corruptions": "corruptions of images, against imagecorruptions",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",
 }

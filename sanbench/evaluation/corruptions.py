@@ -33,7 +33,7 @@ ROUNDING = "down to 8 bits"
 SEVERITIES = range(1, 6)
 
 Strength = Any  # a number or a tuple of numbers
-Corrupt = Callable[[Tensor, Strength, torch.Generator], Tensor]  # 3 x H x W in [0, 1] -> the same, perhaps beyond [0, 1]
+Corrupt = Callable[[Tensor, Strength, torch.Generator], Tensor]  # 3 x H x W in [0, 1] -> also beyond it, or uint8
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def corrupt(image: Tensor, name: str, severity: int, seed: int, index: int) -> T
     entry = CORRUPTIONS[name]
     draw = seeded(image_seed(seed, index, name, severity))
     made = entry.apply(image.to(torch.float32) / 255, entry.strengths[severity - 1], draw)
-    return (made.clamp(0, 1) * 255 + 1e-3).to(torch.uint8)  # float32 may leave a whole level a little short
+    if made.dtype == torch.uint8:
+        return made
+    return made.clamp(0, 1).mul_(255).add_(1e-3).to(torch.uint8)  # float32 may leave a whole level a little short
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def glass_blur(image, strength, draw):
     def shuffle(height, width, pixels, strength, seed):
         _, reach, rounds = strength
         for _ in range(rounds):
-            shape = (2, height - 2 * reach, width - 2 * reach)
-            right, down = torch.randint(-reach, reach, shape, generator=draw).numpy()
+            shape = (height - 2 * reach, width - 2 * reach)
+            down, right = np.divmod(torch.randint(4 * reach**2, shape, generator=draw).numpy(), 2 * reach) - np.int64(reach)
             for y in range(height - reach, reach, -1):
                 for x in range(width - reach, reach, -1):
                     there = y + down[y - reach - 1, x - reach - 1], x + right[y - reach - 1, x - reach - 1]

@@ -34,29 +34,35 @@ def glass_blur(image: Tensor, strength: tuple[float, int, int], draw: torch.Gene
     share, reach = reach * factor, max(1, round(reach * factor))
     height, width = image.shape[1:]
     pixels = np.arange(height * width).reshape(height, width)
-    inside = pixels[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1]
+    inside = np.s_[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1]
     order = pixels.flatten()
+    steps = np.arange(-reach, reach)
+    neighbours = (steps[:, None] * width + steps).flatten()
     for _ in range(rounds):
-        right, down = torch.randint(-reach, reach, (2, *inside.shape), generator=draw).numpy()
-        moves = down * width + right
+        moves = neighbours[torch.randint(len(neighbours), pixels[inside].shape, generator=draw).numpy()]
         if share < 1:
-            moves *= torch.rand(inside.shape, generator=draw).numpy() < share
-        order = order[shuffled(height * width, inside.flatten(), (inside + moves).flatten())]
-    levels = (blurred(image, sigma * factor) * 255 + 1e-3).floor()
-    return blurred(levels.flatten(1)[:, order].view_as(image) / 255, sigma * factor)
+            moves *= torch.rand(moves.shape, generator=draw).numpy() < share
+        sources = pixels.copy()
+        sources[inside] += moves
+        order = order[shuffled(sources.flatten())]
+    levels = (blurred(image, sigma * factor) * 255 + 1e-3).floor() / 255
+    mixed = np.take(levels.numpy().reshape(len(image), -1), order, 1).reshape(image.shape)
+    return blurred(torch.from_numpy(mixed), sigma * factor)
 
 
-def shuffled(count: int, pixels: NDArray[np.intp], sources: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Which of `count` pixels each one shows once each of `pixels`, from the last to the first, has become its source.
+def shuffled(sources: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which pixel each one shows once all of them, from the last to the first, have become their sources.
 
     The benchmark's code reads as a swap, but assigns through views of an array: the source stays. It is met as it has become by
     then where it lies behind, and else as it was. The first case is a link, and links are followed until there are none.
     """
-    links = np.arange(count, 2 * count)  # from `count` on: as it was
-    links[pixels] = np.where(sources > pixels, sources, count + sources)
-    linked = pixels
-    while len(linked := linked[links[linked] < count]):
+    count = len(sources)
+    behind = sources > np.arange(count)
+    links = np.where(behind, sources, count + sources)  # from `count` on: as it was
+    (linked,) = behind.nonzero()
+    while len(linked):
         links[linked] = links[links[linked]]
+        linked = linked[links[linked] < count]
     return links - count
 
 

@@ -19,8 +19,8 @@ def contrast(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
 def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Generator) -> Tensor:
     """An affine map that moves three points by up to `affine` pixels, then a smooth field of displacements.
 
-    A displacement is `amount` times uniform noise in [-1, 1] smoothed by `sigma`. Lengths follow the image: `sigma` and `affine`
-    by its size, `amount` by the square of it, because what is left of the noise is as 1 / sigma.
+    A displacement is `amount` times uniform noise in [-1, 1], smoothed by `sigma`. `sigma` and `affine` follow the image's size,
+    `amount` the square of it, because smoothed noise is proportional to 1 / sigma.
     """
     factor = scale(image)
     amount, sigma, affine = strength[0] * factor**2, max(0.5, strength[1] * factor), strength[2] * factor
@@ -30,15 +30,15 @@ def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Gen
     points = np.array([centre + side, [centre[0] + side, centre[1] - side], centre - side])
     shifted = points + affine * (2 * torch.rand((3, 2), generator=draw).double().numpy() - 1)
     back = np.linalg.solve(np.column_stack([shifted, np.ones(3)]), points)  # from the outcome's (x, y, 1) to the image's (x, y)
-    ys, xs = np.arange(height)[:, None], np.arange(width)
-    from_x, from_y = (xs * back[0, axis] + ys * back[1, axis] + back[2, axis] for axis in (0, 1))
-    mapped = sampled(image, from_y, from_x, repeated=False)
+    ys, xs = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+    from_x, from_y = (xs * right + (ys * down + begin) for right, down, begin in back.T.astype(np.float32))
+    mapped = sampled(image, from_y, from_x, "reflect")
     right, down = smoothed(2 * torch.rand((2, height, width), generator=draw) - 1, sigma).numpy() * np.float32(amount)
-    return sampled(mapped, ys + down, xs + right)
+    return sampled(mapped, ys + down, xs + right, "repeat")
 
 
 def pixelate(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    """Shrunk by the mean of boxes in 8 bits, and enlarged again."""
+    """Shrunk by the mean of boxes and enlarged again, in 8 bits."""
     picture = to_picture(image)
     width, height = picture.size
     small = picture.resize((max(1, int(width * strength)), max(1, int(height * strength))), Image.Resampling.BOX)
@@ -53,8 +53,9 @@ def jpeg(image: Tensor, quality: int, draw: torch.Generator) -> Tensor:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    levels = (image * 255).round().to(torch.uint8)
+    return Image.merge("RGB", [Image.fromarray(channel) for channel in levels.numpy()])
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

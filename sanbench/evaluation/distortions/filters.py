@@ -1,7 +1,7 @@
 """Filters, resampling and fractal noise of the benchmark, with lengths that follow the image's size.
 
-Sums over pixels are taken by NumPy, SciPy and grid_sample, which take those of an image on one thread: torch's others may give
-other bits on another number of threads.
+Sums over pixels are taken by NumPy, SciPy and grid_sample, which take those of an image on one thread. torch's others, and its
+interpolate, give other bits on another number of threads.
 """
 
 from functools import lru_cache
@@ -13,6 +13,7 @@ import scipy.fft
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 SIDE = 224  # to which the benchmark's lengths refer
@@ -28,14 +29,14 @@ def scale(image: Tensor) -> float:
 def rescaled(kernel: Array, factor: float) -> Array:
     """An odd-sided kernel with its lengths times `factor`, and a sum of 1; where `factor` is 1, the kernel as it is.
 
-    Each weight is spread linearly over the pixels around the place where it lands, as far as the neighbouring weights land.
+    Each weight is spread over a square around the place where it lands: a pixel wide, or as wide as weights come to lie apart.
     """
     if factor == 1:
         return kernel
     reach = len(kernel) // 2
     width = max(1.0, factor)
     places, landed = np.arange(-ceil(reach * factor + width), ceil(reach * factor + width) + 1), np.arange(-reach, reach + 1)
-    spread = np.maximum(0, 1 - abs(places[:, None] - factor * landed) / width)
+    spread = ((width + 1) / 2 - abs(places[:, None] - factor * landed)).clip(0, 1)  # what a square and a pixel share
     made = np.einsum("pi,ij,qj->pq", spread, kernel, spread)
     return made / made.sum()
 
@@ -45,25 +46,23 @@ def filtered(image: Tensor, kernel: Array, beyond: Literal["edge", "reflect"]) -
 
     Beyond the edges the outermost pixels are repeated ("edge"), or the image is mirrored at them ("reflect").
     """
-    reach = len(kernel) // 2
-    padded = np.pad(image.numpy(), ((0, 0), (reach, reach), (reach, reach)), beyond)
+    middle = len(kernel) // 2
+    reaches = []  # up and down, left and right, as far as there are weights
+    for axis in (1, 0):
+        places = np.flatnonzero(kernel.any(axis))
+        reaches.append((max(0, middle - places[0]), max(0, places[-1] - middle)))
+    (up, down), (left, right) = reaches
+    kernel = kernel[middle - up : middle + down + 1, middle - left : middle + right + 1]
+    padded = np.pad(image.numpy(), ((0, 0), *reaches), beyond)
     shape = [scipy.fft.next_fast_len(side, real=True) for side in padded.shape[1:]]
     waves = scipy.fft.rfft2(padded, shape) * scipy.fft.rfft2(kernel[::-1, ::-1].astype(np.float32), shape)
-    found = scipy.fft.irfft2(waves, shape)[:, 2 * reach : padded.shape[1], 2 * reach : padded.shape[2]]
+    found = scipy.fft.irfft2(waves, shape)[:, up + down : padded.shape[1], left + right : padded.shape[2]]
     return torch.from_numpy(np.ascontiguousarray(found))
-
-
-def gaussian_line(sigma: float, truncate: float) -> Array:
-    """A Gaussian's weights at the pixels up to `truncate` sigmas, as scipy.ndimage cuts it."""
-    reach = int(truncate * sigma + 0.5)
-    line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return line / line.sum()
 
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
     """C x H x W with a Gaussian up to 4 sigmas, edges repeated: skimage.filters.gaussian with its defaults."""
-    line = gaussian_line(sigma, 4)
-    return filtered(image, np.outer(line, line), "edge")
+    return torch.from_numpy(gaussian_filter(image.numpy(), (0, sigma, sigma), mode="nearest"))
 
 
 def smoothed(fields: Tensor, sigma: float) -> Tensor:
@@ -79,10 +78,11 @@ def smoothed(fields: Tensor, sigma: float) -> Tensor:
 @lru_cache(maxsize=32)
 def response(side: int, sigma: float) -> Array:
     """What `smoothed` multiplies each cosine wave of `side` pixels by."""
-    line = gaussian_line(sigma, 3)
-    places = np.arange(len(line)) - len(line) // 2
+    reach = int(3 * sigma + 0.5)  # as scipy.ndimage cuts it
+    places = np.arange(-reach, reach + 1)
+    line = np.exp(-0.5 * (places / sigma) ** 2)
     waves = np.cos(np.pi / side * np.outer(np.arange(side), places))
-    return (waves * line).sum(1).astype(np.float32)
+    return ((waves * line).sum(1) / line.sum()).astype(np.float32)
 
 
 def motion_kernel(radius: int, sigma: float, degrees: float) -> Array:
@@ -102,52 +102,63 @@ def moved(image: Tensor, radius: int, sigma: float, degrees: float, factor: floa
     return (found * 255).round_() / 255
 
 
-def sampled(image: Tensor, ys: Array, xs: Array, repeated: bool = True) -> Tensor:
+def sampled(image: Tensor, ys: Array, xs: Array, beyond: Literal["edge", "reflect", "repeat"]) -> Tensor:
     """C x H' x W' at the places ys and xs, which broadcast to H' x W', in pixels: linearly between pixels.
 
-    Beyond the edges the image is mirrored: at half a pixel beyond them, so that the outermost pixel is `repeated`, or at it.
+    Beyond the edges the outermost pixels are repeated ("edge"), or the image is mirrored: at its outermost pixels ("reflect"),
+    or half a pixel beyond them, so that they come twice ("repeat").
     """
     grid = np.empty((1, *np.broadcast_shapes(ys.shape, xs.shape), 2), np.float32)
+    corners = beyond == "reflect"  # whether -1 and 1 are the middles of the outermost pixels, or their ends
     for axis, (places, side) in enumerate(zip((xs, ys), reversed(image.shape[1:]), strict=True)):
-        grid[0, ..., axis] = (2 * places + 1) / side - 1 if repeated else 2 * places / (side - 1) - 1
-    return F.grid_sample(image[None], torch.from_numpy(grid), "bilinear", "reflection", align_corners=not repeated)[0]
+        grid[0, ..., axis] = 2 * places / (side - 1) - 1 if corners else (2 * places + 1) / side - 1
+    padding = "border" if beyond == "edge" else "reflection"
+    return F.grid_sample(image[None], torch.from_numpy(grid), "bilinear", padding, align_corners=corners)[0]
 
 
 def zoomed(image: Tensor, factor: float) -> Tensor:
-    """C x H x W: the middle of the image magnified by `factor` >= 1, as the benchmark does it with scipy.ndimage.zoom(order=1).
+    """C x H x W: the middle of the image magnified by `factor` >= 1, as by scipy.ndimage.zoom(order=1) in the benchmark.
 
     The pixels that are kept are a whole number, and the corners of the kept part fall on those of the outcome.
     """
-    places = []
+    axes = []
     for side in image.shape[1:]:
         kept = ceil(side / factor)
         made = round(kept * factor)
-        step = (kept - 1) / max(1, made - 1)
-        places.append((side - kept) // 2 + (np.arange(side) + (made - side) // 2) * step)
-    return sampled(image, places[0][:, None], places[1])
+        places = (np.arange(side) + (made - side) // 2) * ((kept - 1) / max(1, made - 1))
+        axes.append((side - kept) // 2 + places)
+    return sampled(image, axes[0][:, None], axes[1], "edge")
 
 
 def plasma(side: int, decay: float, draw: torch.Generator) -> Array:
     """side x side, a power of 2, from 0 to 1: midpoint displacement on a torus, each step `decay` times weaker."""
-    heights = np.zeros((side, side), np.float32)
-    spread, step = 100.0, side
+    heights, spread = np.zeros((1, 1), np.float32), 100.0
 
-    def displaced(corners: Array) -> Array:
-        noise = torch.rand(corners.shape, generator=draw).numpy()
-        return corners / 4 + np.float32(spread**2) * (2 * noise - 1)
+    def displaced(sums: Array) -> Array:
+        """The mean of four neighbours, and noise."""
+        noise = torch.rand(sums.shape, generator=draw).numpy()
+        noise -= 0.5
+        noise *= 2 * spread**2
+        sums *= 0.25
+        sums += noise
+        return sums
 
-    while step >= 2:
-        half = step // 2
-        corners = heights[::step, ::step]
-        rows = corners + np.roll(corners, -1, 0)
-        heights[half::step, half::step] = displaced(rows + np.roll(rows, -1, 1))
-        centres = heights[half::step, half::step]
-        across = corners + np.roll(corners, -1, 1)
-        heights[::step, half::step] = displaced(centres + np.roll(centres, 1, 0) + across)
-        heights[half::step, ::step] = displaced(centres + np.roll(centres, 1, 1) + rows)
-        spread, step = spread / decay, half
+    while len(heights) < side:
+        rows = heights + rolled(heights, 1, 0)
+        middles = displaced(rows + rolled(rows, 1, 1))
+        tops = displaced(middles + rolled(middles, -1, 0) + heights + rolled(heights, 1, 1))
+        lefts = displaced(middles + rolled(middles, -1, 1) + rows)
+        finer = np.empty((2 * len(heights), 2 * len(heights)), np.float32)
+        finer[::2, ::2], finer[::2, 1::2], finer[1::2, ::2], finer[1::2, 1::2] = heights, tops, lefts, middles
+        heights, spread = finer, spread / decay
     heights -= heights.min()
     return heights / heights.max()
+
+
+def rolled(values: Array, ahead: int, axis: int) -> Array:
+    """The neighbours that many places ahead on a torus."""
+    order = np.arange(len(values)) + ahead
+    return values.take(order, axis, mode="wrap")
 
 
 def clouds(image: Tensor, decay: float, draw: torch.Generator) -> Tensor:

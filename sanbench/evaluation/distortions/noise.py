@@ -5,6 +5,7 @@ from math import ceil, log2, sqrt
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import gammaln, xlogy
 from torch import Tensor
 
@@ -15,21 +16,21 @@ def gaussian_noise(image: Tensor, spread: float, draw: torch.Generator) -> Tenso
 
 def shot_noise(image: Tensor, photons: int, draw: torch.Generator) -> Tensor:
     """Poisson counts whose mean is `photons` for white, of an image in 8 bits."""
-    return photon_counts((image * 255).round().to(torch.int64), photons, draw) / photons
+    return photon_counts((image * 255).round().to(torch.int32), photons, draw) / photons
 
 
 def photon_counts(levels: Tensor, photons: int, draw: torch.Generator) -> Tensor:
     """Poisson counts of mean photons x level / 255, by the alias method: one uniform number and two look-ups a count."""
     chances, aliases = alias_tables(photons)
     columns = chances.shape[1]
-    place = columns * torch.rand(levels.shape, generator=draw)
-    column = place.long()
-    at = levels * columns + column
-    return torch.where(place - column < chances.take(at), column, aliases.take(at))
+    place = columns * torch.rand(levels.shape, generator=draw).numpy()
+    column = place.astype(np.int32)
+    at = levels.numpy() * columns + column
+    return torch.from_numpy(np.where(place - column < chances.take(at), column, aliases.take(at)))
 
 
 @lru_cache(maxsize=8)
-def alias_tables(photons: int) -> tuple[Tensor, Tensor]:
+def alias_tables(photons: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Walker's tables of the Poisson distribution of each of 256 levels: 256 x columns.
 
     Each column is one of as many equally likely draws: it gives its own number with a chance, else its alias (Robin Hood: the
@@ -50,10 +51,10 @@ def alias_tables(photons: int) -> tuple[Tensor, Tensor]:
         wealth[rows[poor], richest[poor]] -= 1 - own[poor]
         wealth[at] = 1
     steps = 2**24 / columns  # of a place in a column: torch.rand has 24 bits
-    return torch.from_numpy((chances * steps).round() / steps).float(), torch.from_numpy(aliases)
+    return (chances * steps).round() / np.float32(steps), aliases.astype(np.int32)
 
 
 def impulse_noise(image: Tensor, share: float, draw: torch.Generator) -> Tensor:
     """A `share` of all values is black or white, half of it each."""
     hit = torch.rand(image.shape, generator=draw)
-    return torch.where(hit < share, (hit < share / 2).to(image.dtype), image)
+    return image.masked_fill(hit < share, 0).masked_fill_(hit < share / 2, 1)
