@@ -128,7 +128,7 @@ def corruptions(
     results: Results = Path("results"),
 ) -> None:
     """Time each corruption at each severity on one core, a photograph a round: sanbench bench corruptions."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from sanbench.bench.corruptions import ALL, COMPARED, OURS, THEIRS, time_corruptions
 
@@ -136,12 +136,13 @@ def corruptions(
     found = record_each(results, lambda bar: time_corruptions(photographs, image_size, n, against, bar))
     told = {(one.setting["corruption"], one.setting["severity"]): one for one in found}
     severities = [severity for name, severity in told if name == found[0].setting["corruption"]]
-    table = Table("ms an image", *map(str, severities), *([f"{THEIRS}, {COMPARED}", RATIO] if against else []))
+    compared_columns = [f"theirs\nat {COMPARED}", "ratio"] if against else []
+    table = Table(Column("ms an image", no_wrap=True), *map(str, severities), *compared_columns)
     for name in dict.fromkeys(name for name, _ in told if name != ALL):
         cells = [f"{1000 * told[name, severity].seconds[OURS]:.2f}" for severity in severities]
         if against:
             compared = told[name, COMPARED]
-            cells += [f"{1000 * compared.seconds[THEIRS]:.1f}", ratio(compared, 1)]
+            cells += [f"{1000 * compared.seconds[THEIRS]:.1f}", ratio(compared, 1).split()[0]]
         table.add_row(name, *cells)
     console.print(table)
     note(f"All {len(told) - (2 if against else 1)}: {1000 * told[ALL, ALL].seconds[OURS]:.0f} ms an image.")

@@ -19,8 +19,8 @@ def contrast(image: Tensor, strength: float, draw: torch.Generator) -> Tensor:
 def elastic(image: Tensor, strength: tuple[float, float, float], draw: torch.Generator) -> Tensor:
     """An affine map that moves three points by up to `affine` pixels, then a smooth field of displacements.
 
-    A displacement is `amount` times uniform noise in [-1, 1], smoothed by `sigma`. `sigma` and `affine` follow the image's size,
-    `amount` the square of it, because smoothed noise is proportional to 1 / sigma.
+    A displacement is `amount` times uniform noise in [-1, 1], smoothed by `sigma`. `sigma` and `affine` follow the image's
+    size, `amount` the square of it, because smoothed noise is proportional to 1 / sigma.
     """
     factor = scale(image)
     amount, sigma, affine = strength[0] * factor**2, max(0.5, strength[1] * factor), strength[2] * factor
