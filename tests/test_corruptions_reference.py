@@ -14,7 +14,7 @@ from tests.support.original_corruptions import corrupt_as_originally
 from tests.support.photographs import PHOTOGRAPHS, photograph_batch
 
 REDEFINED = {"frost"}
-LEFT_OUT = 0.06  # of values that may be a level off: float32 and float64 fall on either side of a whole level
+OFF = 0.05  # of all values may be a level off: float32 and float64 fall on either side of a whole level
 EXACT = [name for name in CORRUPTIONS if name not in REDEFINED]
 
 
@@ -33,9 +33,8 @@ def compare(name, severity, image, index):
 def test_at_224_pixels_they_are_the_originals(name):
     """All of the values within a level of 256, with the original's function and our random numbers."""
     (image,) = photographs(1)
-    for severity in SEVERITIES:
-        largest, share = compare(name, severity, image, severity)
-        assert largest <= 1 and share <= LEFT_OUT, (severity, largest, share)
+    largest, share = zip(*(compare(name, severity, image, severity) for severity in SEVERITIES))
+    assert max(largest) <= 1 and np.mean(share) < OFF
 
 
 @pytest.mark.slow
@@ -46,8 +45,9 @@ def test_on_twenty_photographs_they_are_the_originals(name):
         for index, image in enumerate(photographs(len(PHOTOGRAPHS)))
         for severity in SEVERITIES
     ]
-    print(f"| `{name}` | {max(largest for largest, _ in found)} | {np.mean([share for _, share in found]):.2%} |")
-    assert max(largest for largest, _ in found) <= 1 and max(share for _, share in found) <= LEFT_OUT
+    largest, share = zip(*found)
+    print(f"| `{name}` | {max(largest)} | {np.mean(share):.2%} |")
+    assert max(largest) <= 1 and np.mean(share) < OFF
 
 
 def statistics(images, clean):

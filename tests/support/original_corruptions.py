@@ -99,7 +99,7 @@ def snow(image, strength, draw):
         return blur(np.floor(flakes * 255).astype(np.float32), radius, sigma, angle) / 255
 
     def noise(size, loc, scale):
-        return loc + scale * torch.randn((1, *size), generator=draw)[0].numpy()
+        return loc + scale * torch.randn((1, *size), generator=draw)[0].double().numpy()
 
     with (
         patch.object(np.random, "normal", noise),

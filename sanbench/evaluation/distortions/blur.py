@@ -45,7 +45,8 @@ def glass_blur(image: Tensor, strength: tuple[float, int, int], draw: torch.Gene
         sources = pixels.copy()
         sources[inside] += moves
         order = order[shuffled(sources.flatten())]
-    levels = (blurred(image, sigma * factor) * 255 + 1e-3).floor() / 255
+    exact = (image * 255).round().double() / 255  # in float64: a level less here may be two in the end
+    levels = (blurred(exact, sigma * factor) * 255).floor().float() / 255
     mixed = np.take(levels.numpy().reshape(len(image), -1), order, 1).reshape(image.shape)
     return blurred(torch.from_numpy(mixed), sigma * factor)
 

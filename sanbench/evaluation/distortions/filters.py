@@ -108,7 +108,7 @@ def sampled(image: Tensor, ys: Array, xs: Array, beyond: Literal["edge", "reflec
     Beyond the edges the outermost pixels are repeated ("edge"), or the image is mirrored: at its outermost pixels ("reflect"),
     or half a pixel beyond them, so that they come twice ("repeat").
     """
-    grid = np.empty((1, *np.broadcast_shapes(ys.shape, xs.shape), 2), np.float32)
+    grid = np.empty((1, *np.broadcast_shapes(ys.shape, xs.shape), 2), image.numpy().dtype)
     corners = beyond == "reflect"  # whether -1 and 1 are the middles of the outermost pixels, or their ends
     for axis, (places, side) in enumerate(zip((xs, ys), reversed(image.shape[1:]), strict=True)):
         grid[0, ..., axis] = 2 * places / (side - 1) - 1 if corners else (2 * places + 1) / side - 1

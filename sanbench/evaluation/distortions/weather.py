@@ -13,9 +13,9 @@ def snow(image: Tensor, strength: tuple[float, float, float, float, int, float, 
     """Flakes: noise magnified, what is below a threshold left out, blurred by motion; laid on twice, once turned by 180°."""
     mean, spread, zoom, threshold, radius, sigma, keep = strength
     factor = scale(image)
-    noise = mean + spread * torch.randn((1, *image.shape[1:]), generator=draw)
-    flakes = zoomed(noise, max(1.0, zoom * factor))
-    flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor() / 255
+    noise = mean + spread * torch.randn((1, *image.shape[1:]), generator=draw).double()
+    flakes = zoomed(noise, max(1.0, zoom * factor))  # in float64, by which the original decides on which side of the threshold
+    flakes = (torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor() / 255).float()
     degrees = -135 + 90 * torch.rand((), generator=draw).item()
     flakes = moved(flakes, radius, sigma, degrees, factor)
     red, green, blue = image
