@@ -19,6 +19,7 @@ from sanbench.report.rendering import Block, Heading, Table, Text
 from sanbench.store.schema import ModelSpec, Record
 
 ORIGINAL = "as in the original benchmark"
+DIFFERING = "Defined otherwise than in the original benchmark, at least at other sizes than 224 pixels. "
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
@@ -57,7 +58,7 @@ def table(corrupted: Sequence[Record], upright: dict[tuple[str, str], Record], f
         )
     notes = sorted({r.setting["corruption"]: r.setting["definition"] for r in corrupted}.items())
     differing = [f"{name}: {definition}" for name, definition in notes if definition != ORIGINAL]
-    told = [Text("Defined otherwise than in the original benchmark. " + " ".join(differing))] if differing else []
+    told = [Text(DIFFERING + " ".join(differing))] if differing else []
     return [Text(text), Table(lines), *told]
 
 
