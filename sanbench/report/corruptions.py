@@ -19,7 +19,7 @@ from sanbench.report.rendering import Block, Heading, Table, Text
 from sanbench.store.schema import ModelSpec, Record
 
 ORIGINAL = "as in the original benchmark"
-DIFFERING = "Defined otherwise than in the original benchmark, at least at other sizes than 224 pixels. "
+DIFFERING = "Defined otherwise than in the original benchmark. "
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:

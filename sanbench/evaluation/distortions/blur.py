@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate
 from torch import Tensor
 
-from sanbench.evaluation.distortions.filters import Array, blurred, filtered, moved, rescaled, scale, zoomed
+from sanbench.evaluation.distortions.filters import Array, blurred, filtered, magnified, moved, rescaled, scale
 
 
 def defocus_blur(image: Tensor, strength: tuple[int, float], draw: torch.Generator) -> Tensor:
@@ -76,7 +76,4 @@ def zoom_blur(image: Tensor, strength: tuple[float, float], draw: torch.Generato
     """The mean of the image and its magnifications from 1 to `largest`."""
     largest, step = strength
     zooms = np.arange(1, largest, step).tolist()
-    total = 2 * image  # itself, and a zoom of 1
-    for zoom in zooms[1:]:
-        total += zoomed(image, zoom)
-    return total / (len(zooms) + 1)
+    return (2 * image + magnified(image, zooms[1:])) / (len(zooms) + 1)  # twice: itself, and a zoom of 1

@@ -4,9 +4,10 @@ Sums over pixels are taken by NumPy, SciPy and grid_sample, which take those of 
 interpolate, give other bits on another number of threads.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from math import ceil, cos, radians, sin
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.fft
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import block_diag, coo_array, csr_array
 from torch import Tensor
 
 SIDE = 224  # to which the benchmark's lengths refer
@@ -37,7 +39,7 @@ def rescaled(kernel: Array, factor: float) -> Array:
     width = max(1.0, factor)
     places, landed = np.arange(-ceil(reach * factor + width), ceil(reach * factor + width) + 1), np.arange(-reach, reach + 1)
     spread = ((width + 1) / 2 - abs(places[:, None] - factor * landed)).clip(0, 1)  # what a square and a pixel share
-    made = np.einsum("pi,ij,qj->pq", spread, kernel, spread)
+    made = np.einsum("pj,qj->pq", np.einsum("pi,ij->pj", spread, kernel), spread)
     return made / made.sum()
 
 
@@ -102,32 +104,43 @@ def moved(image: Tensor, radius: int, sigma: float, degrees: float, factor: floa
     return (found * 255).round_() / 255
 
 
-def sampled(image: Tensor, ys: Array, xs: Array, beyond: Literal["edge", "reflect", "repeat"]) -> Tensor:
+def sampled(image: Tensor, ys: Array, xs: Array, beyond: Literal["reflect", "repeat"]) -> Tensor:
     """C x H' x W' at the places ys and xs, which broadcast to H' x W', in pixels: linearly between pixels.
 
-    Beyond the edges the outermost pixels are repeated ("edge"), or the image is mirrored: at its outermost pixels ("reflect"),
-    or half a pixel beyond them, so that they come twice ("repeat").
+    Beyond the edges the image is mirrored: at its outermost pixels ("reflect"), or half a pixel beyond them, so that they come
+    twice ("repeat").
     """
-    grid = np.empty((1, *np.broadcast_shapes(ys.shape, xs.shape), 2), image.numpy().dtype)
+    grid = np.empty((1, *np.broadcast_shapes(ys.shape, xs.shape), 2), np.float32)
     corners = beyond == "reflect"  # whether -1 and 1 are the middles of the outermost pixels, or their ends
     for axis, (places, side) in enumerate(zip((xs, ys), reversed(image.shape[1:]), strict=True)):
         grid[0, ..., axis] = 2 * places / (side - 1) - 1 if corners else (2 * places + 1) / side - 1
-    padding = "border" if beyond == "edge" else "reflection"
-    return F.grid_sample(image[None], torch.from_numpy(grid), "bilinear", padding, align_corners=corners)[0]
+    return F.grid_sample(image[None], torch.from_numpy(grid), "bilinear", "reflection", align_corners=corners)[0]
 
 
-def zoomed(image: Tensor, factor: float) -> Tensor:
-    """C x H x W: the middle of the image magnified by `factor` >= 1, as by scipy.ndimage.zoom(order=1) in the benchmark.
+def magnified(image: Tensor, factors: Iterable[float]) -> Tensor:
+    """C x H x W: the sum of the image's middle magnified by each factor >= 1, as by scipy.ndimage.zoom(order=1) there."""
+    channels, height, width = image.shape
+    lines = image.numpy().transpose(1, 0, 2).reshape(height, -1)
+    columns: Array = np.zeros((channels * width, height), lines.dtype)
+    for factor in factors:
+        columns += magnifier(width, factor, channels, lines.dtype) @ (magnifier(height, factor, 1, lines.dtype) @ lines).T
+    return torch.from_numpy(np.ascontiguousarray(columns.reshape(channels, width, height).transpose(0, 2, 1)))
 
-    The pixels that are kept are a whole number, and the corners of the kept part fall on those of the outcome.
+
+@lru_cache(maxsize=256)
+def magnifier(side: int, factor: float, times: int, dtype: "np.dtype[Any]") -> csr_array:
+    """Linear interpolation of `side` pixels, as a matrix that does it to so many lines below each other.
+
+    The pixels that are kept are a whole number, and the first and the last of them fall on those of the outcome.
     """
-    axes = []
-    for side in image.shape[1:]:
-        kept = ceil(side / factor)
-        made = round(kept * factor)
-        places = (np.arange(side) + (made - side) // 2) * ((kept - 1) / max(1, made - 1))
-        axes.append((side - kept) // 2 + places)
-    return sampled(image, axes[0][:, None], axes[1], "edge")
+    kept = ceil(side / factor)
+    made = round(kept * factor)
+    places = (side - kept) // 2 + (np.arange(side) + (made - side) // 2) * ((kept - 1) / max(1, made - 1))
+    before = np.minimum(places.astype(int), side - 2)
+    rows, weight = np.arange(side), places - before
+    weights, columns = np.concatenate([1 - weight, weight]), np.concatenate([before, before + 1])
+    line = coo_array((weights.astype(dtype), (np.tile(rows, 2), columns)), shape=(side, side))
+    return csr_array(block_diag([line] * times))
 
 
 def plasma(side: int, decay: float, draw: torch.Generator) -> Array:

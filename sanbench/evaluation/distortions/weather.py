@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sanbench.evaluation.distortions.filters import clouds, moved, scale, zoomed
+from sanbench.evaluation.distortions.filters import clouds, magnified, moved, scale
 
 FROST_LEVEL, FROST_SPREAD = (0.41, 0.88), 0.095  # of crops of the benchmark's photographs: mean of green, and its spread within
 FROST_TINT = (-0.08, 0.0, 0.05)  # what red, green and blue differ by from green
@@ -14,7 +14,7 @@ def snow(image: Tensor, strength: tuple[float, float, float, float, int, float, 
     mean, spread, zoom, threshold, radius, sigma, keep = strength
     factor = scale(image)
     noise = mean + spread * torch.randn((1, *image.shape[1:]), generator=draw).double()
-    flakes = zoomed(noise, max(1.0, zoom * factor))  # in float64, by which the original decides on which side of the threshold
+    flakes = magnified(noise, [max(1.0, zoom * factor)])  # in float64, as the original compares it with the threshold
     flakes = (torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor() / 255).float()
     degrees = -135 + 90 * torch.rand((), generator=draw).item()
     flakes = moved(flakes, radius, sigma, degrees, factor)
