@@ -11,6 +11,7 @@ from sanbench_cli.applicable import check_data_options
 from sanbench_cli.console import console, progress
 from sanbench_cli.options import (
     BATCH,
+    CORRUPTERS,
     COUNT,
     DECODERS,
     DTYPES,
@@ -123,6 +124,48 @@ def made_images(
     with progress() as bar:
         make_imagenet(folder, images, photographs, bar)
     console.print(f"{folder}: {images:,} files. Next: --data imagenet --data-root {folder}", soft_wrap=True)
+
+
+@bench.command()
+def corruptions(
+    photographs: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(**SIDE)] = 224,
+    against: Annotated[
+        str | None,
+        typer.Option(help="imagecorruptions: time that package too, at severity 3.", callback=one_of("against", CORRUPTERS)),
+    ] = None,
+    n: Count = 20,
+    results: Results = Path("results"),
+) -> None:
+    """Time each corruption at each severity on one core, a photograph a round: sanbench bench corruptions."""
+    from rich.table import Column, Table
+
+    from sanbench.bench.corruptions import ALL, COMPARED, OURS, THEIRS, time_corruptions
+
+    start("cpu")
+    found = record_each(results, lambda bar: time_corruptions(photographs, image_size, n, against, bar))
+    told = {(one.setting["corruption"], one.setting["severity"]): one for one in found}
+    severities = [severity for name, severity in told if name == found[0].setting["corruption"]]
+    compared_columns = [f"theirs\nat {COMPARED}", "ratio"] if against else []
+    table = Table(Column("ms an image", no_wrap=True), *map(str, severities), *compared_columns)
+    for name in dict.fromkeys(name for name, _ in told if name != ALL):
+        cells = [f"{1000 * told[name, severity].seconds[OURS]:.2f}" for severity in severities]
+        if against:
+            compared = told[name, COMPARED]
+            cells += [f"{1000 * compared.seconds[THEIRS]:.1f}", ratio(compared, 1).split()[0]]
+        table.add_row(name, *cells)
+    console.print(table)
+    note(f"All {len(told) - (2 if against else 1)}: {1000 * told[ALL, ALL].seconds[OURS]:.0f} ms an image.")
+    if against:
+        compared = told[ALL, COMPARED]
+        ours, theirs = (f"{1000 * compared.seconds[side]:.0f} ms" for side in (OURS, THEIRS))
+        note(f"The kinds at severity {COMPARED}: {ours}; {THEIRS} {theirs}, {ratio(compared, 1)} times as long.")
+    note(
+        f"{image_size} x {image_size}, {found[0].setting['photographs']} photographs, {found[0].setting['threads']} thread, "
+        f"medians of rounds in turn, {conditions(found)}."
+    )
 
 
 @bench.command()

@@ -31,6 +31,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 EXPORTS = ("safetensors", "onnx", "pt2")
 REPORTS = ("md", "csv", "html", "tex")
 DTYPES = ("float32", "bfloat16")
+CORRUPTERS = ("imagecorruptions",)
 
 
 def one_of(option: str, words: Sequence[str]) -> Callable[[str | None], str | None]:

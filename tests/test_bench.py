@@ -218,6 +218,7 @@ RECORDED = {
     "ops": ["--kernels", "tiled", "--image-size", "32", "--batch-size", "1"],
     "evaluate": ["--images", "8", "--width", "0.25"],
     "train": ["resnet26", "--batch-size", "2"],
+    "corruptions": ["--image-size", "32", "--against", "imagecorruptions"],
     "data": ["--decoders", "pil", "--images", "4"],
 }
 
@@ -253,6 +254,9 @@ def test_what_was_measured_is_recorded(kind, tmp_path, no_peak):
         ("data FOLDER", "holds no photographs of at least 375 pixels"),
         ("data -n 0", "-n 0 is not accepted"),
         ("data --images 0", "--images 0 is not accepted"),
+        ("corruptions FOLDER", "holds no photographs"),
+        ("corruptions -n 0", "-n 0 is not accepted"),
+        ("corruptions --against augly", "Unknown against 'augly'. Known: imagecorruptions"),
         ("data --decoders gif", "Unknown decoder 'gif'"),
     ],
 )

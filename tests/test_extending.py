@@ -188,7 +188,7 @@ def test_a_corruption_is_an_entry(module, monkeypatch, measured):
     monkeypatch.setitem(CORRUPTIONS, "negative", module("negative_corruption", CORRUPTION).ENTRY)
     report = measured("corrupt", "--kinds", "negative", "--severity", "1,5")
     table = report.split("### Corrupted images")[1]
-    assert "| network | mCE | negative | n |" in table
+    assert "| network | mCE (against resnet26) | relative mCE (against resnet26) | negative | n |" in table
     assert "negative: a mixture with the negative." in table
 
 

@@ -12,7 +12,7 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("device", "resume", "dry_run", "runs", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
     *("angles", "crop", "mask", "eps", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
     *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "width", "stages"),
-    *("capability", "decode", "archives", "size"),
+    *("capability", "against", "decode", "archives", "size"),
 }
 WEIGHTS = "torchvision:resnet18 --weights a_file"
 IDLE = {  # by option: commands in which a value does nothing

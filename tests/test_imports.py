@@ -112,6 +112,7 @@ WRITING = {  # what each file writes: only the store writes results
     "sanbench/data/check.py": "a list of unreadable files, where --list asks for it",
     "sanbench/data/prepare.py": "class folders",
     "sanbench/data/shrink.py": "smaller images",
+    "sanbench/evaluation/distortions/digital.py": "JPEG in memory",
     "sanbench/bench/reading.py": "images to time decoders on",
     "sanbench/bench/photographs.py": "a made set laid out like ImageNet",
     "sanbench/ops/gpu/launch.py": "compiled code, in a temporary folder",

@@ -7,5 +7,6 @@ BENCHMARKS = {
     "train": "steps of the training loop, and the shares of their parts",
     "pipeline": "images a second, waiting and memory of evaluation beside the network",
     "protocol": "what all measurements of a network would take, by command",
+    "corruptions": "corruptions of images, against imagecorruptions",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",
 }

@@ -1,63 +1,83 @@
 """Accuracy on corrupted images."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
+from sanbench.evaluation.corruption_error import (
+    Errors,
+    alexnet,
+    by_definition,
+    comparable_with_alexnet,
+    errors_of,
+    mean_corruption_error,
+    relative_mean_corruption_error,
+)
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import wilson
 from sanbench.models import MODELS, baseline_of
-from sanbench.report.cells import by_row, cell, identity
+from sanbench.report.cells import by_row, cell, identity, row_of
 from sanbench.report.rendering import Block, Heading, Table, Text
 from sanbench.store.schema import ModelSpec, Record
 
 ORIGINAL = "as in the original benchmark"
+DIFFERING = "Defined otherwise than in the original benchmark. "
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
-    """Top-1 by corruption over all severities, and the mean corruption error against the ResNet of the same table."""
+    """Top-1 by corruption over all severities, and mean corruption errors; a table for each definition of the corruptions."""
     corrupted = [record for record in group if record.kind == "corruption"]
-    if not corrupted:
-        return []
+    upright = {row_of(record): record for record in group if record.kind == "accuracy"}
+    blocks: list[Block] = [Heading("Corrupted images", 3)] if corrupted else []
+    for defined_alike in by_definition(corrupted):
+        blocks += table(defined_alike, upright, findings)
+    return blocks
+
+
+def table(corrupted: Sequence[Record], upright: dict[tuple[str, str], Record], findings: Findings) -> list[Block]:
     rows = by_row(corrupted)
-    errors = [{condition(record): 1 - findings.top1(record).value for record in records} for records in rows]
+    errors = [errors_of(records, upright.get(row_of(records[0])), findings) for records in rows]
     names = list(dict.fromkeys(record.setting["corruption"] for record in corrupted))
+    references = [against(records[0], rows, errors) for records in rows]
+    titles = dict.fromkeys(title for found in references for title in found)
     lines = []
-    for records, own in zip(rows, errors, strict=True):
-        first = records[0]
-        reference = baseline_of(first.network) or (first.network if first.network.name in MODELS else None)
-        alike = (e for r, e in zip(rows, errors, strict=True) if is_network(r[0], reference) and r[0].data == first.data)
-        baseline = next(alike, None)
-        line = {"network": first.network.label, "mCE": mean_corruption_error(own, baseline) if baseline else "—"}
+    for records, own, found in zip(rows, errors, references, strict=True):
+        line = {"network": records[0].network.label}
+        for title in titles:
+            baseline = found.get(title)
+            line[f"mCE ({title})"] = percent(baseline and mean_corruption_error(own, baseline))
+            line[f"relative mCE ({title})"] = percent(baseline and relative_mean_corruption_error(own, baseline))
         for name in names:
             counts = [record.counts for record in records if record.setting["corruption"] == name]
             line[name] = cell(wilson(sum(c["correct"] for c in counts), sum(c["images"] for c in counts)))
-        lines.append(line | identity(first))
+        lines.append(line | identity(records[0]))
     severities = sorted({record.setting["severity"] for record in corrupted})
-    text = (
-        f"Top-1 over severities {', '.join(map(str, severities))}; the interval takes them as separate images. "
-        "mCE: mean over kinds of the error summed over severities, divided by that of the ResNet of this table, in percent."
-    )
+    text = f"Top-1 over severities {', '.join(map(str, severities))}; the interval takes them as separate images."
+    if titles:
+        text += (
+            " mCE: mean over kinds of the error summed over severities, divided by that of the network in parentheses, in "
+            "percent; relative mCE: the same of how much larger the errors are than those of upright images."
+        )
     notes = sorted({r.setting["corruption"]: r.setting["definition"] for r in corrupted}.items())
     differing = [f"{name}: {definition}" for name, definition in notes if definition != ORIGINAL]
-    blocks: list[Block] = [Heading("Corrupted images", 3), Text(text), Table(lines)]
-    return [*blocks, Text("Defined otherwise than in the original benchmark. " + " ".join(differing))] if differing else blocks
+    told = [Text(DIFFERING + " ".join(differing))] if differing else []
+    return [Text(text), Table(lines), *told]
 
 
-def condition(record: Record) -> tuple[str, int]:
-    return record.setting["corruption"], record.setting["severity"]
+def against(record: Record, rows: Sequence[Sequence[Record]], errors: Sequence[Errors]) -> dict[str, Errors | None]:
+    """The baselines of a row by title: AlexNet where its images are as ImageNet-C's, and its ResNet of the same table.
+
+    None stands for a ResNet that was not measured on the same images.
+    """
+    found: dict[str, Errors | None] = {"AlexNet": alexnet()} if comparable_with_alexnet(record) else {}
+    reference = baseline_of(record.network) or (record.network if record.network.name in MODELS else None)
+    if reference is not None:
+        alike = (e for r, e in zip(rows, errors, strict=True) if is_network(r[0], reference) and r[0].data == record.data)
+        found[f"against {reference.name}"] = next(alike, None)
+    return found
 
 
-def is_network(record: Record, spec: ModelSpec | None) -> bool:
-    return spec is not None and (record.network.name, record.network.variation) == (spec.name, spec.variation)
+def is_network(record: Record, spec: ModelSpec) -> bool:
+    return (record.network.name, record.network.variation) == (spec.name, spec.variation)
 
 
-def mean_corruption_error(own: dict[Any, float], baseline: dict[Any, float]) -> str:
-    """100 times the mean over kinds of sum of errors / sum of the baseline's; only where both were measured alike."""
-    if set(own) != set(baseline):
-        return "—"
-    ratios = []
-    for name in {name for name, _ in own}:
-        ours, theirs = (sum(error for (n, _), error in errors.items() if n == name) for errors in (own, baseline))
-        ratios.append(ours / theirs if theirs else math.nan)
-    return f"{100 * sum(ratios) / len(ratios):.1f}"
+def percent(ratio: float | None) -> str:
+    return "—" if ratio is None else f"{100 * ratio:.1f}"
