@@ -243,6 +243,34 @@ def pipeline(
 
 
 @bench.command()
+def attacks(
+    network: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="MODEL has fresh weights.")] = "san10",
+    attack: Annotated[str | None, typer.Option(help="Default: every attack.")] = None,
+    eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixels.")] = "4/255",
+    images: Annotated[int, typer.Option(help="Photographs.", **COUNT)] = 8,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """What each attack costs on photographs, in its default setting: sanbench bench attacks san10 --attack pgd,fab."""
+    from sanbench.bench.attacks import time_attacks
+    from sanbench.evaluation.attacks.table import ATTACKS
+
+    used, names = start(device), list(ATTACKS) if attack is None else [word.strip() for word in attack.split(",")]
+    found = record_each(results, lambda bar: time_attacks(network, runs, names, eps, images, batch_size, used, bar))
+    table = Table("attack", "s", "fell", "forward passes", "backward passes", "peak, MB")
+    for one in found:
+        passes = (f"{one.figures[field]:,.0f}" for field in ("fell", "forward_passes", "backward_passes"))
+        table.add_row(one.setting["attack"], f"{one.seconds['attack']:.1f}", *passes, f"{one.figures['peak'] / 1e6:,.0f}")
+    console.print(table)
+    note(
+        f"{found[0].setting['network']}, {images} photographs of {found[0].setting['image_size']} pixels, ε = {eps}, "
+        f"its own predictions as labels, all images together, {conditions(found)}."
+    )
+
+
+@bench.command()
 def protocol(
     network: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="MODEL has fresh weights.")] = "san10",
     images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 50_000,

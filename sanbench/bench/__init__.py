@@ -6,6 +6,7 @@ BENCHMARKS = {
     "evaluate": "the evaluation loop against the network's own passes",
     "train": "steps of the training loop, and the shares of their parts",
     "pipeline": "images a second, waiting and memory of evaluation beside the network",
+    "attacks": "seconds, passes and memory of each attack on photographs",
     "protocol": "what all measurements of a network would take, by command",
     "corruptions": "corruptions of images, against imagecorruptions",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",

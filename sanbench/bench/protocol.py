@@ -14,6 +14,7 @@ from sanbench.bench.machine import kernel
 from sanbench.bench.photographs import make_imagenet
 from sanbench.bench.timing import Timing, seconds_of
 from sanbench.data import Batch, ReadOptions, load_dataset
+from sanbench.data.images import pixels
 from sanbench.data.loading import available_cpus, reading_processes
 from sanbench.evaluation.attacks.attack import CONTROLS, Attack
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
@@ -71,8 +72,7 @@ def time_protocol(
     4/255 is taken to withstand `standard`, and to cost it all passes.
     """
     batch, reading = read_sample(image_side(evaluated), SAMPLE[device.type])
-    with evaluating(evaluated.model), torch.no_grad():
-        own = predictions(evaluated.model(batch.images.to(device).float() / 255)).cpu()
+    own = own_predictions(evaluated.model, batch, device)
     right, wrong = batch._replace(labels=own), batch._replace(labels=(own + 1) % evaluated.model.spec.num_classes)
     figures: dict[str, float] = {"reading": reading}
 
@@ -137,6 +137,13 @@ def time_protocol(
     setting |= {"image_size": batch.images.shape[-1], "kernel": kernel(device)}
     timing = Timing({line.command: [line.seconds] for line in lines})
     return lines, timing.benchmark("protocol", setting, device, figures=figures)
+
+
+@torch.no_grad()
+def own_predictions(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """As labels: an attack then has to work on every image."""
+    with evaluating(model):
+        return predictions(model(pixels(batch.images.to(device)))).cpu()
 
 
 def read_sample(side: int, count: int) -> tuple[Batch, float]:
