@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
-from sanbench.evaluation.statistics import Difference, Proportion, paired_difference, wilson
+from sanbench.evaluation.statistics import Difference, Proportion, mean_proportion, paired_difference, wilson
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
@@ -28,6 +28,7 @@ class Findings:
     def __init__(self, records: Sequence[Record], rows: ReadRows) -> None:
         self.records, self._rows = list(records), rows
         self._right: dict[str, NDArray[np.bool_]] = {}
+        self._differences: dict[tuple[str, str], Difference] = {}
 
     @classmethod
     def of(cls, store: Store) -> "Findings":
@@ -54,6 +55,10 @@ class Findings:
         """Of all images: accuracy, or robust accuracy."""
         return wilson(self.correct(record), record.counts["images"])
 
+    def mean(self, records: Sequence[Record]) -> Proportion:
+        """Of one network on the same images: the mean of top-1 over conditions, see `mean_proportion`."""
+        return mean_proportion([self.top1(record) for record in records])
+
     def success(self, record: Record) -> Proportion | None:
         """Of an attack: not robust, of the images that were right before. Of a transfer: right before and wrong now."""
         if "right_before" not in record.counts:
@@ -64,7 +69,10 @@ class Findings:
 
     def difference(self, record: Record, baseline: Record) -> Difference:
         """Of two networks measured alike, on the same images."""
-        return paired_difference(self.right(record), self.right(baseline))
+        keys = record.key, baseline.key
+        if keys not in self._differences:
+            self._differences[keys] = paired_difference(self.right(record), self.right(baseline))
+        return self._differences[keys]
 
     def flags(self, record: Record) -> list[str]:
         """In the order of FLAGS: what its own rows show, and what other records of the network on the same images show."""

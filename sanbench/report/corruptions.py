@@ -4,48 +4,120 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sanbench.evaluation.kinds import listed
 from sanbench.evaluation.robust import Findings
-from sanbench.evaluation.statistics import wilson
+from sanbench.evaluation.statistics import Proportion, wilson
 from sanbench.models import MODELS, baseline_of
-from sanbench.report.cells import by_row, cell, identity
-from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.report.cells import Images, Shown, cell, main_selection, matrix, names, selection, series, shown, told_n
+from sanbench.report.charts import Panel
+from sanbench.report.rendering import Block, Heading, Picture, Table, Text
 from sanbench.store.schema import ModelSpec, Record
 
 ORIGINAL = "as in the original benchmark"
+ABOUT = (
+    "Top-1 over all severities of a corruption; the interval takes them as separate images. mCE: mean over corruptions of the "
+    "error summed over severities, divided by that of the ResNet that the paper compares with, in percent."
+)
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
-    """Top-1 by corruption over all severities, and the mean corruption error against the ResNet of the same table."""
+    """Top-1 by corruption, and the mean corruption error. Definitions and sources of one name are rows of their own."""
     corrupted = [record for record in group if record.kind == "corruption"]
     if not corrupted:
         return []
-    rows = by_row(corrupted)
-    errors = [{condition(record): 1 - findings.top1(record).value for record in records} for records in rows]
-    names = list(dict.fromkeys(record.setting["corruption"] for record in corrupted))
-    lines = []
-    for records, own in zip(rows, errors, strict=True):
-        first = records[0]
-        reference = baseline_of(first.network) or (first.network if first.network.name in MODELS else None)
-        alike = (e for r, e in zip(rows, errors, strict=True) if is_network(r[0], reference) and r[0].data == first.data)
-        baseline = next(alike, None)
-        line = {"network": first.network.label, "mCE": mean_corruption_error(own, baseline) if baseline else "—"}
-        for name in names:
-            counts = [record.counts for record in records if record.setting["corruption"] == name]
-            line[name] = cell(wilson(sum(c["correct"] for c in counts), sum(c["images"] for c in counts)))
-        lines.append(line | identity(first))
-    severities = sorted({record.setting["severity"] for record in corrupted})
-    text = (
-        f"Top-1 over severities {', '.join(map(str, severities))}; the interval takes them as separate images. "
-        "mCE: mean over kinds of the error summed over severities, divided by that of the ResNet of this table, in percent."
+    named, called = names(group), definitions(corrupted)
+    sums = {records[0].key: records for records in over_severities(corrupted, called)}
+    firsts = [records[0] for records in sums.values()]
+
+    def condition(record: Record) -> dict[str, str]:
+        return {"corruption": called[record.key], "severity": severities(sums[record.key])}
+
+    def value(record: Record) -> Proportion:
+        return pooled(sums[record.key], findings)
+
+    panel = Panel(
+        f"over severities, {told_n(main_selection(corrupted))}",
+        "top-1",
+        series(main_selection(firsts), lambda record: called[record.key], value, named),
     )
-    notes = sorted({r.setting["corruption"]: r.setting["definition"] for r in corrupted}.items())
-    differing = [f"{name}: {definition}" for name, definition in notes if definition != ORIGINAL]
-    blocks: list[Block] = [Heading("Corrupted images", 3), Text(text), Table(lines)]
-    return [*blocks, Text("Defined otherwise than in the original benchmark. " + " ".join(differing))] if differing else blocks
+    rows = mean_errors(corrupted, called, findings, named) + matrix(
+        firsts, condition, lambda record: cell(value(record)), named
+    )
+    blocks: list[Block] = [
+        Heading("Corrupted images", 3),
+        Text(ABOUT),
+        Picture([panel], "Top-1 on corrupted images."),
+        Table(rows),
+    ]
+    differing = {called[r.key]: r.setting["definition"] for r in corrupted if r.setting.get("definition", ORIGINAL) != ORIGINAL}
+    notes = " ".join(f"{name}: {text}" for name, text in sorted(differing.items()))
+    return [*blocks, Text(f"Defined otherwise than in the original benchmark. {notes}")] if differing else blocks
 
 
-def condition(record: Record) -> tuple[str, int]:
-    return record.setting["corruption"], record.setting["severity"]
+def definitions(records: Sequence[Record]) -> dict[str, str]:
+    """By a record's key what its corruption is called; where one name has several definitions, sources or seeds, with those.
+
+    Severities of one definition that were measured at several strengths are told apart by them, so that they never mix.
+    """
+    shared = {r.key: {n: v for n, v in r.setting.items() if n not in ("severity", "strength")} for r in records}
+    strengths: dict[tuple[str, int], set[str]] = {}
+    for record in records:
+        strengths.setdefault((str(shared[record.key]), record.setting["severity"]), set()).add(
+            str(record.setting.get("strength"))
+        )
+    unclear = {whole for (whole, _), found in strengths.items() if len(found) > 1}
+    for record in records:
+        if str(shared[record.key]) in unclear:
+            shared[record.key] |= {"strength": record.setting.get("strength")}
+    called = {}
+    for key, own in shared.items():
+        alike = [other for other in shared.values() if other["corruption"] == own["corruption"]]
+        differing = {name: own[name] for name in own if any(other.get(name) != own[name] for other in alike)}
+        called[key] = own["corruption"] + (f" ({listed(differing, ', ')})" if differing else "")
+    return called
+
+
+def over_severities(records: Sequence[Record], called: dict[str, str]) -> list[list[Record]]:
+    """The severities of each network, selection of images and definition."""
+    found: dict[tuple[Shown, Images, str], list[Record]] = {}
+    for record in records:
+        found.setdefault((shown(record), selection(record), called[record.key]), []).append(record)
+    return [sorted(own, key=lambda record: record.setting["severity"]) for own in found.values()]
+
+
+def severities(records: Sequence[Record]) -> str:
+    """`1 to 5`, or `1, 3`."""
+    numbers = [record.setting["severity"] for record in records]
+    unbroken = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return f"{numbers[0]} to {numbers[-1]}" if unbroken else ", ".join(map(str, numbers))
+
+
+def pooled(records: Sequence[Record], findings: Findings) -> Proportion:
+    return wilson(sum(findings.correct(r) for r in records), sum(r.counts["images"] for r in records))
+
+
+def mean_errors(
+    corrupted: Sequence[Record], called: dict[str, str], findings: Findings, named: dict[Shown, str]
+) -> list[dict[str, str]]:
+    """The mean corruption error of each network on the same images as its ResNet, a row a selection of images."""
+    errors: dict[tuple[Shown, Images], dict[Any, float]] = {}
+    first: dict[tuple[Shown, Images], Record] = {}
+    for record in corrupted:
+        key = shown(record), selection(record)
+        first.setdefault(key, record)
+        errors.setdefault(key, {})[called[record.key], record.setting["severity"]] = 1 - findings.top1(record).value
+
+    def value(record: Record) -> str:
+        reference = baseline_of(record.network) or (record.network if record.network.name in MODELS else None)
+        alike = (
+            errors[key]
+            for key, other in first.items()
+            if is_network(other, reference) and selection(other) == selection(record)
+        )
+        baseline = next(alike, None)
+        return mean_corruption_error(errors[shown(record), selection(record)], baseline) if baseline else "—"
+
+    return matrix(first.values(), lambda _: {"corruption": "mCE", "severity": ""}, value, named)
 
 
 def is_network(record: Record, spec: ModelSpec | None) -> bool:
