@@ -47,7 +47,7 @@ def section(group: Sequence[Record], findings: Findings) -> list[Block]:
         Heading("Corrupted images", 3),
         Text(ABOUT),
         Picture([panel], "Top-1 on corrupted images."),
-        Table(rows),
+        Table(rows, "Top-1 by corruption"),
     ]
     differing = {called[r.key]: r.setting["definition"] for r in corrupted if r.setting.get("definition", ORIGINAL) != ORIGINAL}
     notes = " ".join(f"{name}: {text}" for name, text in sorted(differing.items()))
