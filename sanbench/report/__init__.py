@@ -17,7 +17,7 @@ from sanbench.report.answer import answer
 from sanbench.report.html import page_files, picture_files
 from sanbench.report.latex import latex
 from sanbench.report.rendering import Block, Picture, Report, Section, csv_text, markdown_files
-from sanbench.store.check import sound
+from sanbench.store.check import ReadRows, sound
 from sanbench.store.files import Store
 from sanbench.store.schema import Benchmark, Record, slug
 
@@ -48,9 +48,10 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
         if word not in FORMATS:
             raise unknown("format", word, FORMATS)
     store.must_exist()
-    records, problems = sound(store, newest(store.records()))
+    read = remembering(store.rows)
+    records, problems = sound(store, newest(store.records()), read=read)
     problems = [*store.problems, *problems]
-    findings = Findings(records, store.rows)
+    findings = Findings(records, read)
     files: dict[str, str] = {}
     if documents := [word for word in wanted if word in DOCUMENTS]:
         report = contents(findings, store.benchmarks(), store)
@@ -62,6 +63,24 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
             files[f"{kind}.csv"] = pd.DataFrame(lines).map(csv_text).rename(columns=csv_text).to_csv(index=False)
     target = store if output is None else Store(output, "--output")
     return Written([str(path) for path in target.write_derived(files)], problems)
+
+
+def remembering(read: ReadRows, limit: int = 2**28) -> ReadRows:
+    """`read`, which is asked again only for rows that came after so many bytes."""
+    kept: dict[str, pd.DataFrame] = {}
+    size = 0
+
+    def rows(record: Record) -> pd.DataFrame:
+        nonlocal size
+        if record.key in kept:
+            return kept[record.key]
+        found = read(record)
+        size += int(found.memory_usage().sum())
+        if size <= limit:
+            kept[record.key] = found
+        return found
+
+    return rows
 
 
 def newest(records: Sequence[Record]) -> list[Record]:

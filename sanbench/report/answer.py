@@ -82,7 +82,8 @@ def chosen_columns(group: Sequence[Record]) -> dict[str, list[Condition]]:
 
     def common(sets: Iterable[list[Condition]]) -> list[Condition]:
         """Of several sets of conditions the one that most networks have, and of those the largest."""
-        return max(sets, key=lambda own: (len(measured(group, own)), len(own)), default=[])
+        distinct = dict.fromkeys(map(tuple, sets))
+        return list(max(distinct, key=lambda own: (len(measured(group, own)), len(own)), default=()))
 
     found = {"upright": conditions(r for r in group if r.kind == "accuracy")}
     quarters = conditions(r for r in group if exact(r) and r.setting["angle"] in QUARTERS)
@@ -96,7 +97,9 @@ def chosen_columns(group: Sequence[Record]) -> dict[str, list[Condition]]:
     found["corrupted"] = common(sorted(conditions(records)) for records in corrupted.values())
     for attack in ("pgd", "standard"):
         own = [record for record in group if record.kind == "attack" and record.setting["attack"] == attack]
-        protocols = {protocol(record): [r for r in own if protocol(r) == protocol(record)] for record in own}
+        protocols: dict[str, list[Record]] = {}
+        for record in own:
+            protocols.setdefault(protocol(record), []).append(record)
         records = max(protocols.values(), key=lambda records: len(conditions(records)), default=[])
         for record in sorted(records, key=lambda record: budget(record.setting)):
             found[f"{attack} {record.setting['eps']}"] = [condition_of(record)]
@@ -139,7 +142,8 @@ def largest(tests: Sequence[Comparison]) -> list[Comparison]:
     kept: dict[tuple[Shown, Shown, Condition], Comparison] = {}
     for test in sorted(tests, key=lambda test: test.san.data.images):
         kept[shown(test.san), shown(test.resnet), condition_of(test.san)] = test
-    return [test for test in tests if test in kept.values()]
+    keys = {test.san.key for test in kept.values()}
+    return [test for test in tests if test.san.key in keys]
 
 
 def sentences(own: Sequence[Comparison], upright: dict[tuple[Shown, Images], float], findings: Findings) -> list[str]:

@@ -2,16 +2,18 @@
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from sanbench.evaluation.kinds import condition
 from sanbench.evaluation.robust import Findings
+from sanbench.printable import one_line
 from sanbench.report.cells import names, number_of_images, shown
 from sanbench.report.comparisons import Comparison, comparisons, points
 from sanbench.store.files import Store
@@ -52,19 +54,29 @@ def content(test: Comparison, titles: tuple[str, str], findings: Findings, store
         f"{points(test.difference)} points. Predictions are those under this condition; under attack an image may have fallen "
         "within a smaller budget.",
         "sides": sides,
+        "listed": LISTED,
         "total": total,
         "columns": ["image", "label", *(f"{title}: {what}" for title in titles for what in ("prediction", "confidence"))],
     }
 
 
-def listing(only: NDArray[np.bool_], rows: Sequence[pd.DataFrame], classes: Sequence[str]) -> list[list[str]]:
-    """A line an image: index, label, and of each network prediction and confidence in percent."""
+def listing(only: NDArray[np.bool_], rows: Sequence[pd.DataFrame], classes: Sequence[str]) -> Markup:
+    """The body of a table, a line an image: index, label, and of each network prediction and confidence in percent.
+
+    Not by the template: a study has a million such lines.
+    """
     own = [each[only].head(LISTED) for each in rows]
-    columns = [own[0]["index"].astype(str), called(own[0]["label"], classes)]
+    columns = [own[0]["index"].astype(str), map(safe, called(own[0]["label"], classes))]
     for each in own:
-        columns.append(called(each["prediction"], classes))
+        columns.append(map(safe, called(each["prediction"], classes)))
         columns.append([f"{100 * value:.1f}" for value in each["confidence"]] if "confidence" in each else ["—"] * len(each))
-    return [list(line) for line in zip(*columns, strict=True)]
+    lines = (f"<tr><th scope=row>{index}<td>{'<td>'.join(cells)}" for index, *cells in zip(*columns, strict=True))
+    return Markup("\n".join(lines))  # its names are escaped
+
+
+@lru_cache(maxsize=2**16)
+def safe(name: str) -> str:
+    return escape(one_line(name))
 
 
 def called(labels: Iterable[int], classes: Sequence[str]) -> list[str]:
