@@ -153,7 +153,7 @@ def test_pairs_are_tested_and_bold_only_where_the_interval_excludes_zero(tmp_pat
     assert float(rows["san10_patchwise"]["p, Holm"]) == 0.5
     assert "<b>+30.0" in (tmp_path / "report.html").read_text()
     tex = (tmp_path / "report.tex").read_text()
-    assert r"\textbf{+30.0" in tex and r"san10\_pairwise" in tex
+    assert r"\textbf{+30.0" in tex and r"san10\_\allowbreak{}pairwise" in tex
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") >= 4
 
 

@@ -19,7 +19,7 @@ CLEAR = (
     "for all tests of its kind, is below 0.05:"
 )
 FINDINGS = {  # of Zhao et al., CVPR 2020: what its experiments found, without figures, and the tests that ask the same here
-    "rotated images (table 9)": lambda record: record.kind == "rotation" and set(record.setting) == {"angle"},
+    "rotated images (table 9)": lambda record: exact(record) and record.setting["angle"] in (*QUARTERS, "flip"),
     "targeted attacks (table 10)": lambda record: record.kind == "attack" and record.setting["attack"] == "pgd-targeted",
 }
 
@@ -82,8 +82,8 @@ def chosen_columns(group: Sequence[Record]) -> dict[str, list[Condition]]:
 
     def common(sets: Iterable[list[Condition]]) -> list[Condition]:
         """Of several sets of conditions the one that most networks have, and of those the largest."""
-        distinct = dict.fromkeys(map(tuple, sets))
-        return list(max(distinct, key=lambda own: (len(measured(group, own)), len(own)), default=()))
+        distinct: list[list[Condition]] = [list(own) for own in dict.fromkeys(map(tuple, sets))]
+        return max(distinct, key=lambda own: (len(measured(group, own)), len(own)), default=[])
 
     found = {"upright": conditions(r for r in group if r.kind == "accuracy")}
     quarters = conditions(r for r in group if exact(r) and r.setting["angle"] in QUARTERS)

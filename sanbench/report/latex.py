@@ -1,12 +1,14 @@
 """A report as a fragment of LaTeX: tables that fit the text of an `article`, cut into several where they have to be."""
 
 from collections.abc import Sequence
+from math import ceil
 
 from sanbench.printable import one_line
 from sanbench.report.rendering import Block, Cell, Heading, Items, Picture, Report, Table, Text, flat
 
 TEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{c: f"\\{c}" for c in "&%$#{}"},
+    "_": r"\_\allowbreak{}",
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "—": "---"},
     **{"ε": r"$\varepsilon$", "∞": r"$\infty$", "°": r"$^\circ$", "×": r"$\times$", "≤": r"$\leq$", "†": r"\dag{}"},
     **{"‡": r"\ddag{}", "₂": "$_2$", "–": "--", "§": r"\S{}", "¶": r"\P{}", "<": r"\textless{}", ">": r"\textgreater{}"},
@@ -16,8 +18,8 @@ LEVELS = ("section", "subsection", "subsubsection", "paragraph")
 HEAD = r"""% Written by `sanbench report`: a fragment for \input, not a document. It needs
 % \usepackage[T1]{fontenc} \usepackage{booktabs} \usepackage{array} and the text width of a one-column article, 345 pt.
 % Pictures are in the other formats of the report."""
-TEXT_WIDTH, CHARACTER, GAP = 340, 4.0, 8  # points: of the text, of a character of \footnotesize, and between columns
-WIDEST, ROWS = 104, 40  # points of a column that breaks its lines beyond; rows of a table, which fit a page
+TEXT_WIDTH, CHARACTER, GAP = 340, 4.6, 8  # points: of the text, of a character of \footnotesize, and between columns
+WIDEST, LINES = 104, 40  # points of a column that breaks its lines beyond; lines of a table, which fit a page
 
 
 def latex(report: Report) -> str:
@@ -35,7 +37,7 @@ def latex_block(block: Block) -> str:
         case Text(text):
             return f"{{\\sloppy {escaped(text)}\\par}}"
         case Items(texts):
-            return "\n".join([r"\begin{itemize}", *(f"\\item {escaped(text)}" for text in texts), r"\end{itemize}"])
+            return "\n".join([r"\begin{itemize}\sloppy", *(f"\\item {escaped(text)}" for text in texts), r"\end{itemize}"])
         case Picture():
             return ""
         case Table(_, title):
@@ -52,9 +54,21 @@ def tables(table: Table) -> list[str]:
         if len(parts[-1]) > 1 and sum(widths[n] + GAP for n in [*parts[-1], place]) > TEXT_WIDTH:
             parts.append([0])
         parts[-1].append(place)
-    return [
-        tabular(columns, cells[start : start + ROWS], part, widths) for part in parts for start in range(0, len(cells), ROWS)
-    ]
+    return [tabular(columns, rows, part, widths) for part in parts for rows in fitting(cells, part)]
+
+
+def fitting(cells: Sequence[Sequence[Cell]], part: Sequence[int]) -> list[list[Sequence[Cell]]]:
+    """The rows in groups that fit a page; a cell that breaks takes several of its lines."""
+    groups: list[list[Sequence[Cell]]] = [[]]
+    lines = 0
+    for row in cells:
+        own = max(ceil(CHARACTER * length(row[place]) / WIDEST) for place in part)
+        if lines + own > LINES and groups[-1]:
+            groups.append([])
+            lines = 0
+        groups[-1].append(row)
+        lines += own
+    return groups
 
 
 def length(text: Cell) -> int:
