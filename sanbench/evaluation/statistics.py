@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.special import ndtri
+from scipy.stats import binomtest
 
-Z = float(norm.ppf(0.975))  # of a 95% interval
+Z = float(ndtri(0.5 + 0.5 * 0.95))  # of a 95% interval
 
 
 class Proportion(NamedTuple):
@@ -33,9 +34,9 @@ def score_interval(value: float, n: int) -> tuple[float, float]:
 
     (value + z^2 / 2n ± z sqrt(value (1 - value) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
-    centre, scale = 2 * n * value + Z**2, 2 * (n + Z**2)
-    spread = Z * sqrt(4 * n * value * (1 - value) + Z**2)
-    return 0.0 if value == 0 else (centre - spread) / scale, 1.0 if value == 1 else (centre + spread) / scale
+    scale = 2 * (n + Z**2)
+    centre, spread = (2 * n * value + Z**2) / scale, Z / scale * sqrt(4 * n * value * (1 - value) + Z**2)
+    return 0.0 if value == 0 else centre - spread, 1.0 if value == 1 else centre + spread
 
 
 def mean_proportion(parts: Sequence[Proportion]) -> Proportion:
