@@ -1,5 +1,7 @@
 """The report as a reader meets it: in a browser, in LaTeX, in a folder of its own, and beside what an earlier report left."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from sanbench.evaluation.pixels import pixels_in
 from sanbench.report import write_report
 from sanbench.store.files import Store
 from tests.support.browser import CHROMIUM, measured
@@ -107,7 +111,7 @@ def test_a_page_lists_the_images_that_one_network_alone_has_right(tmp_path):
     for index in (5, 29):
         store.write_picture(san, f"{index:05d}-coat-clean", np.full((4, 4, 3), index, np.uint8))
     write_report(store, "html")
-    (path,) = (tmp_path / "report" / "images").iterdir()
+    (path,) = (tmp_path / "report" / "images").glob("san10*")
     assert f'href="report/images/{path.name}"' in (tmp_path / "report.html").read_text()
     text = path.read_text()
     first, second = text.split("<h2>")[1:]
@@ -120,6 +124,33 @@ def test_a_page_lists_the_images_that_one_network_alone_has_right(tmp_path):
     assert text.count("data:image/png;base64,") == 1 and "san10_pairwise: clean" in first
 
 
+def test_examples_show_what_the_networks_saw(tmp_path):
+    """Of the committed results, whose images the package has: upright, turned and corrupted, with all predictions."""
+    outcome = sanbench("report", "--results", COMMITTED, "--output", tmp_path, "--format", "html", "--pixels", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert 'href="report/images/examples-0.html"' in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report" / "images" / "examples-0.html").read_text()
+    images = text.split("<h2>")[1:]
+    assert len(images) == 12
+    for image in images:
+        upright, turned, corrupted, attack = image.split("<h3>")[1:]
+        shown = [re.findall(r'src="data:image/png;base64,([^"]+)"', part) for part in (upright, turned, corrupted)]
+        (before,), (after,) = (
+            [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in part] for part in shown[:2]
+        )
+        assert np.array_equal(np.rot90(before, -1), after)
+        assert turned.count("<td>right<") >= 1 and turned.count("<td>wrong<") >= 1
+        assert "pgd" in attack
+
+
+def test_pixels_of_other_images_are_not_shown(tmp_path):
+    one = record(kind="rotation", setting={"angle": 90})  # its fingerprint is that of no data set
+    assert pixels_in(tmp_path)(one, [0, 1]) is None
+    own = Store(COMMITTED).records()
+    assert pixels_in(tmp_path)(next(each for each in own if each.kind == "attack"), [0]) is None
+    assert len(pixels_in(tmp_path)(next(each for each in own if each.kind == "accuracy"), [3, 0]) or []) == 2
+
+
 def test_html_is_one_file_under_three_megabytes(committed):
     text = (committed / "report.html").read_text()
     assert len(text.encode()) < 3e6
@@ -127,6 +158,7 @@ def test_html_is_one_file_under_three_megabytes(committed):
     linked = set(re.findall(r'href="(report/images/[^"]*)"', text))
     assert linked and all((committed / name).is_file() for name in linked)
     assert len(list((committed / "report" / "images").iterdir())) == len(linked)
+    assert "report/images/examples-0.html" in linked
 
 
 def test_every_link_of_the_markdown_leads_somewhere(committed):

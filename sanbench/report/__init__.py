@@ -10,16 +10,17 @@ import pandas as pd
 
 from sanbench.errors import unknown
 from sanbench.evaluation.kinds import KINDS
+from sanbench.evaluation.pixels import Pixels
 from sanbench.evaluation.robust import Findings
 from sanbench.models import MODELS
-from sanbench.report import comparisons, cost, images, provenance
+from sanbench.report import comparisons, cost, gallery, images, provenance
 from sanbench.report.answer import answer
 from sanbench.report.html import page_files, picture_files
 from sanbench.report.latex import latex
 from sanbench.report.rendering import Block, Picture, Report, Section, csv_text, markdown_files
 from sanbench.store.check import ReadRows, sound
 from sanbench.store.files import Store
-from sanbench.store.schema import Benchmark, Record, slug
+from sanbench.store.schema import Record, slug
 
 DOCUMENTS: dict[str, Callable[[Report], Mapping[str, str]]] = {
     "md": lambda report: {**markdown_files(report), **picture_files(report)},
@@ -36,12 +37,13 @@ class Written(NamedTuple):
     problems: list[str]
 
 
-def write_report(store: Store, formats: str = "md,csv", output: Path | None = None) -> Written:
+def write_report(store: Store, formats: str = "md,csv", output: Path | None = None, pixels: Pixels | None = None) -> Written:
     """Write report.md with its pages and pictures, report.html with its pages of images, report.tex, and a CSV a kind.
 
-    They go to `output`, or into the store's folder, from which the files of the report before are removed. Of a run that was
-    trained again only the newest weights are shown. What does not agree with its rows is left out, and a sentence says so.
-    Raises InputError for an unknown format, and where there are no results.
+    They go to `output`, or into the store's folder, from which the files of the report before are removed. `pixels` gives the
+    images themselves, for the page of examples. Of a run that was trained again only the newest weights are shown. What does
+    not agree with its rows is left out, and a sentence says so. Raises InputError for an unknown format, and where there are
+    no results.
     """
     wanted = [word.strip() for word in formats.split(",")]
     for word in wanted:
@@ -54,7 +56,7 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
     findings = Findings(records, read)
     files: dict[str, str] = {}
     if documents := [word for word in wanted if word in DOCUMENTS]:
-        report = contents(findings, store.benchmarks(), store)
+        report = contents(findings, store, pixels)
         for word in documents:
             files |= DOCUMENTS[word](report)
     if "csv" in wanted:
@@ -110,7 +112,7 @@ def by_data(records: Iterable[Record]) -> dict[str, list[Record]]:
     return named
 
 
-def contents(findings: Findings, benchmarks: Sequence[Benchmark], store: Store) -> Report:
+def contents(findings: Findings, store: Store, pixels: Pixels | None = None) -> Report:
     """The answer, the sections of each kind, the paired tests, what networks cost, and last where all came from."""
     groups = by_data(findings.records)
     kinds = {
@@ -118,7 +120,7 @@ def contents(findings: Findings, benchmarks: Sequence[Benchmark], store: Store) 
     }
     sections = []
     for subject, module in {**kinds, "comparisons": comparisons, "provenance": provenance}.items():
-        if subject == "provenance" and (blocks := cost.section(benchmarks)):
+        if subject == "provenance" and (blocks := cost.section(store.benchmarks())):
             sections.append(Section("cost", "", with_files(blocks, "cost")))
         for number, (data, group) in enumerate(groups.items()):
             if blocks := module.section(group, findings):
@@ -134,7 +136,14 @@ def contents(findings: Findings, benchmarks: Sequence[Benchmark], store: Store) 
         about += " There are no records yet: `sanbench accuracy`, `sanbench rotate` and `sanbench attack` make them."
     answers = {data: answer(group, findings) for data, group in groups.items()}
     pages = {name: page for group in groups.values() for name, page in images.pages(group, findings, store).items()}
-    return Report("Self-attention networks and their ResNet baselines", about, answers, sections, pages)
+    return Report(
+        "Self-attention networks and their ResNet baselines",
+        about,
+        answers,
+        sections,
+        pages,
+        gallery.pages(groups, findings, store, pixels),
+    )
 
 
 def with_files(blocks: Sequence[Block], stem: str) -> list[Block]:

@@ -52,9 +52,10 @@ def source(name: str) -> Markup:
 def page_files(report: Report) -> dict[str, str]:
     """report.html, and the pages of images that its cells point to."""
     shared = {"style": source("style.css") + source("chart.css"), "script": source("sort.js")}
-    images = environment().get_template("images.html")
     files = {"report.html": environment().get_template("report.html").render(report=report, root="", **shared)}
-    return files | {name: images.render(**shared, **content()) for name, content in report.images.items()}
+    pages = {name: environment().get_template("images.html").render(**shared, **made()) for name, made in report.images.items()}
+    gallery = environment().get_template("gallery.html")
+    return files | pages | {name: gallery.render(**shared, **made()) for name, made in report.examples.items()}
 
 
 def blocks_html(blocks: Sequence[Block]) -> str:

@@ -84,13 +84,14 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The answer by data set, then the subjects; for each page of images its file, and what makes its content."""
+    """The answer by data set, then the subjects; by file what makes the pages of images and of examples."""
 
     title: str
     about: str
     answers: Mapping[str, Sequence[Block]]
     sections: Sequence[Section]
     images: Mapping[str, Callable[[], dict[str, Any]]]
+    examples: Mapping[str, Callable[[], dict[str, Any]]]
 
     @property
     def subjects(self) -> dict[str, str]:
