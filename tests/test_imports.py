@@ -115,6 +115,7 @@ WRITING = {  # what each file writes: only the store writes results
     "sanbench/bench/reading.py": "images to time decoders on",
     "sanbench/ops/gpu/launch.py": "compiled code, in a temporary folder",
     "sanbench/report/__init__.py": "the text of a table, which the store writes",
+    "sanbench/report/gallery.py": "a picture into memory, for a page that the store writes",
 }
 
 

@@ -47,21 +47,30 @@ def content(
     named, rows = names(group), findings.rows(test.san)
     first, second = findings.right(test.san), findings.right(test.resnet)
     half = CHOSEN // 2
-    places = [*np.flatnonzero(first & ~second)[:half], *np.flatnonzero(second & ~first)[:half]]
+    chosen = conditions(group)
+    everywhere = np.all([rows["index"].isin(findings.rows(own[0])["index"]) for own in chosen], axis=0)
+    places = [place for only in (first & ~second, second & ~first) for place in leading(only, everywhere, half)]
     indices = [int(rows["index"].iloc[place]) for place in places]
     labels = called([int(rows["label"].iloc[place]) for place in places], test.san.classes)
-    told = [said(own, indices, named, findings, store, pixels) for own in conditions(group)]
+    told = [said(own, indices, named, findings, store, pixels) for own in chosen]
     what = condition(test.san.kind, test.san.setting)
     return {
         "title": f"Examples: {data}",
         "about": f"Under {what}: up to {half} images that only {named[shown(test.san)]} has right, then up to {half} that only "
-        f"{named[shown(test.resnet)]} has right, the first by index. Below each: the network, what it said, and its "
+        f"{named[shown(test.resnet)]} has right, first those that all conditions were measured on. "
+        "Below each: the network, what it said, and its "
         "confidence in percent. A difference is magnified around grey.",
         "images": [
             (str(index), label, [each[n] for each in told])
             for n, (index, label) in enumerate(zip(indices, labels, strict=True))
         ],
     }
+
+
+def leading(only: NDArray[np.bool_], everywhere: NDArray[np.bool_], number: int) -> list[int]:
+    """The first places in `only`, those that all conditions have before the others."""
+    places: list[int] = [*np.flatnonzero(only & everywhere).tolist(), *np.flatnonzero(only & ~everywhere).tolist()]
+    return places[:number]
 
 
 def conditions(group: Sequence[Record]) -> list[list[Record]]:
