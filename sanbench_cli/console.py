@@ -193,8 +193,12 @@ def print_report(written: "Written") -> None:
     """The files of a report, and on stderr what it leaves out."""
     for problem in written.problems:
         errors.print(problem, soft_wrap=True)
+    pages = [path for path in written.paths if "/images/" in path]
     for path in written.paths:
-        console.print(path)
+        if path not in pages:
+            console.print(path, soft_wrap=True)
+    if pages:
+        console.print(f"{len(pages):,} pages of images in {pages[0].rpartition('/')[0]}", soft_wrap=True)
 
 
 def short(record: "Record") -> str:

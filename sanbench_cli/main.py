@@ -12,7 +12,7 @@ from sanbench_cli.applicable import Command
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_records, print_report, progress
 from sanbench_cli.data import data
-from sanbench_cli.options import REPORTS, Device, Results, Runs, list_of, start
+from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of, start
 from sanbench_cli.results import results
 from sanbench_cli.tables import Table
 
@@ -50,12 +50,23 @@ def report(
     formats: Annotated[
         str, typer.Option("--format", help="md, csv, tex, html.", callback=list_of("format", REPORTS))
     ] = "md,csv",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write to; default: that of the results.", callback=folder_to_write),
+    ] = None,
+    pixels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Show images in html: of data sets in DIR, or in the package.", callback=existing_folder
+        ),
+    ] = None,
 ) -> None:
-    """Write the report, CSV tables and pictures from the records."""
+    """Write the report, CSV tables and pictures from the records: sanbench report --format html."""
+    from sanbench.evaluation.pixels import pixels_in
     from sanbench.report import write_report
     from sanbench.store.files import Store
 
-    print_report(write_report(Store(results), formats))
+    print_report(write_report(Store(results), formats, output, pixels_in(pixels) if pixels else None))
 
 
 @app.command()

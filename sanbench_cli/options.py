@@ -80,6 +80,18 @@ def writable(path: Path) -> Path:
     return path
 
 
+def folder_to_write(path: Path | None) -> Path | None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise InputError(f"--output {path} is not accepted: it is no folder.")
+    return None if path is None else writable(path)
+
+
+def existing_folder(path: Path | None) -> Path | None:
+    if path is not None and not path.is_dir():
+        raise InputError(f"--pixels {path} is not accepted: there is no such folder.")
+    return path
+
+
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)]
 Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]

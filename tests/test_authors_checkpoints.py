@@ -194,4 +194,4 @@ def test_an_import_is_measured_like_a_run_once_the_data_are_named(tmp_path, fold
         "imported": {"file": "theirs.pth", "epoch": 100, "top1_val": 76.5, "top5_val": 93.25},
     }
     assert sanbench("report", *places[2:]).exit_code == 0
-    assert "epoch 100 (not told)" in (tmp_path / "results" / "report.md").read_text()
+    assert "epoch 100 (not told)" in (tmp_path / "results" / "report" / "provenance.md").read_text()

@@ -295,8 +295,8 @@ def test_benchmarks_are_kept_and_drawn(tmp_path, no_peak):
     assert found[0].setting["san"] == {"model": "san10_pairwise", "footprint": 3}
     assert found[0].ratio[0] == found[0].seconds["san"] / found[0].seconds["resnet"]
     paths = write_report(Store(tmp_path)).paths
-    assert str(tmp_path / "cost.png") in paths
-    assert "| san10_pairwise | resnet26 | evaluate | float32 | 1 | 32 | 5 |" in (tmp_path / "report.md").read_text()
+    assert str(tmp_path / "report" / "cost.svg") in paths
+    assert "| san10_pairwise | resnet26 | evaluate | float32 | 1 | 32 | 5 |" in (tmp_path / "report" / "cost.md").read_text()
 
 
 def test_what_a_benchmark_ran_is_recorded(tmp_path, monkeypatch, no_peak):
@@ -312,7 +312,7 @@ def test_what_a_benchmark_ran_is_recorded(tmp_path, monkeypatch, no_peak):
     assert sorted(ran) == [("bfloat16", False)] * 2 + [("float32", False)] * 2 + [("float32", True)] * 2
     assert [len(points) for points in sweeps(found, "image_size").values()] == [2, 2, 2]
     write_report(Store(tmp_path))
-    report = (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report" / "cost.md").read_text()
     assert "| evaluate | bfloat16 | 1 | 33 |" in report and "| evaluate | float32, compiled | 1 | 33 |" in report
 
 

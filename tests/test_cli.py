@@ -10,6 +10,7 @@ import torch
 
 from tests.support.commands import sanbench, snapshot
 from tests.support.processes import ENVIRONMENT, SANBENCH
+from tests.support.report_pages import pages
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def test_from_training_to_a_report(folder, tmp_path):
         assert outcome.exit_code == 0, outcome.output
     assert "9 of 18" in outcome.output.replace("\n", " ")
     assert sanbench("report", *places[2:]).exit_code == 0
-    text = (tmp_path / "results" / "report.md").read_text()
-    for words in ("san10_patchwise footprint=5 width=0.5", "90°", "flip", "Attack: pgd-targeted", "9 of 18"):
+    text = pages(tmp_path / "results")
+    for words in ("san10_patchwise footprint=5 width=0.5", "90°", "flip", "| pgd-targeted |", "9 of 18"):
         assert words in text
     before = snapshot(tmp_path / "results" / "records")
     assert sanbench("accuracy", *places).exit_code == 0
@@ -59,8 +60,15 @@ def test_every_measurement_of_the_measure_section(places, tmp_path):
     wanted = [f"{n:05d}-bag-{view}.png" for n in range(2) for view in views]  # the first images are bags
     assert [bool(re.fullmatch(pattern, name)) for pattern, name in zip(wanted, names, strict=True)] == [True] * 6, names
     assert sanbench("report", "--format", "md,csv,tex,html", *places[2:]).exit_code == 0
-    text = (results / "report.md").read_text()
-    for words in ("Transfer: pgd", "Corrupted images", "mCE", "crop inscribed", "Self-attention against ResNet", "by class"):
+    text = pages(results)
+    for words in (
+        "Transferred attacks",
+        "Corrupted images",
+        "mCE",
+        "crop inscribed",
+        "Self-attention against ResNet",
+        "by class",
+    ):
         assert words in text
     assert "Defined otherwise than in the original benchmark. fog" in text
     for name in ("report.tex", "report.html", "transfer.csv", "corruption.csv"):

@@ -14,6 +14,7 @@ from sanbench.evaluation.corruption_error import (
 from sanbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from sanbench.report import write_report
 from tests.support.made_records import image_set, network, record, store_with
+from tests.support.report_pages import page, table
 
 OWN = Errors({("fog", 1): 0.3, ("fog", 2): 0.5, ("jpeg", 1): 0.2, ("jpeg", 2): 0.2}, clean=0.1)
 BASELINE = Errors({("fog", 1): 0.4, ("fog", 2): 0.6, ("jpeg", 1): 0.3, ("jpeg", 2): 0.5}, clean=0.2)
@@ -71,18 +72,15 @@ def test_the_report_names_both_baselines(tmp_path):
                 records.append(photographs(model, "corruption", correct, **setting))
     assert comparable_with_alexnet(records[0]) and not comparable_with_alexnet(record())
     write_report(store_with(tmp_path, *records), "md")
-    lines = (tmp_path / "report.md").read_text().split("Corrupted images")[1].splitlines()
-    table = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
+    lines = {line["corruption"]: line for line in table(page(tmp_path, "corruptions"), "Top-1 by corruption")}
     sums = {name: sum(alexnet().corrupted[name, severity] for severity in SEVERITIES) for name in CORRUPTIONS}
-    for row in table[2:4]:
-        correct, clean = {"san10_pairwise": (0.4, 0.3), "resnet26": (0.3, 0.4)}[row[1]]
-        shown = dict(zip(table[0], row))
+    for model, (correct, clean) in {"san10_pairwise": (0.4, 0.3), "resnet26": (0.3, 0.4)}.items():
         error = 1 - correct
-        assert shown["mCE (AlexNet)"] == f"{100 * sum(5 * error / total for total in sums.values()) / 15:.1f}"
+        assert lines["mCE (AlexNet)"][model] == f"{100 * sum(5 * error / total for total in sums.values()) / 15:.1f}"
         relative = sum(5 * (error - clean) / (total - 5 * CLEAN_ALEXNET) for total in sums.values()) / 15
-        assert shown["relative mCE (AlexNet)"] == f"{100 * relative:.1f}"
-        assert shown["mCE (against resnet26)"] == f"{100 * error / 0.7:.1f}"
-        assert shown["relative mCE (against resnet26)"] == f"{100 * (error - clean) / 0.3:.1f}"
+        assert lines["relative mCE (AlexNet)"][model] == f"{100 * relative:.1f}"
+        assert lines["mCE (against resnet26)"][model] == f"{100 * error / 0.7:.1f}"
+        assert lines["relative mCE (against resnet26)"][model] == f"{100 * (error - clean) / 0.3:.1f}"
 
 
 def corrupted(name, severity=1, **setting):
@@ -99,5 +97,9 @@ def test_definitions_are_not_mixed(tmp_path):
     seeded = [corrupted("fog", definition="plasma", seed=1, rounding="down")]
     assert by_definition([*old, *new, *again, *seeded]) == [old, new, again, seeded]
     write_report(store_with(tmp_path, *old, *new), "md")
-    text = (tmp_path / "report.md").read_text()
-    assert text.count("| network | mCE (against resnet26) |") == 2 and text.count("### Corrupted images") == 1
+    names = [line["corruption"] for line in table(page(tmp_path, "corruptions"), "Top-1 by corruption")]
+    assert [name for name in names if name.startswith("mCE")] == [
+        "mCE (against resnet26, definitions 1 of 2)",
+        "mCE (against resnet26, definitions 2 of 2)",
+    ]
+    assert len([name for name in names if name.startswith("fog")]) == 2

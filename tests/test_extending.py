@@ -25,6 +25,7 @@ from sanbench.store.files import Store
 from sanbench.store.schema import ModelSpec
 from sanbench.training.loop import train
 from tests.support.commands import sanbench
+from tests.support.report_pages import page, pages, table
 
 ROOT = Path(__file__).parent.parent
 FAMILY = """
@@ -99,7 +100,7 @@ def measured(runs, tmp_path):
         assert outcome.exit_code == 0, outcome.output
         outcome = sanbench("report", *shared)
         assert outcome.exit_code == 0, outcome.output
-        return (tmp_path / "results" / "report.md").read_text()
+        return pages(tmp_path / "results")
 
     return run
 
@@ -165,7 +166,8 @@ ENTRY = Entry(corners, 3, norms=("linf",))
 def test_an_attack_is_an_entry(module, monkeypatch, measured, tmp_path):
     monkeypatch.setitem(ATTACKS, "corners", module("corners_attack", ATTACK).ENTRY)
     report = measured("attack", "--attack", "corners", "--eps", "8/255,16/255")
-    assert "### Attack: corners" in report and "L∞ budget ε in pixels of [0, 1]; steps 3; restarts 1" in report
+    protocol = table(report, "Protocols")[0]
+    assert (protocol["attack"], protocol["norm"], protocol["steps"], protocol["restarts"]) == ("corners", "L∞", "3", "1")
     records = Store(tmp_path / "results").records()
     assert {record.setting["eps"] for record in records} == {"8/255", "16/255"}
     assert all(record.extremes["linf"] <= 16 / 255 + 1e-6 for record in records)
@@ -187,9 +189,10 @@ ENTRY = Corruption(negative, (0.2, 0.4, 0.6, 0.8, 1.0), "a mixture with the nega
 def test_a_corruption_is_an_entry(module, monkeypatch, measured):
     monkeypatch.setitem(CORRUPTIONS, "negative", module("negative_corruption", CORRUPTION).ENTRY)
     report = measured("corrupt", "--kinds", "negative", "--severity", "1,5")
-    table = report.split("### Corrupted images")[1]
-    assert "| network | mCE (against resnet26) | relative mCE (against resnet26) | negative | n |" in table
-    assert "negative: a mixture with the negative." in table
+    rows = table(report, "Top-1 by corruption")
+    assert rows[-1]["corruption"] == "negative"
+    assert rows[0]["corruption"] == "mCE (against resnet26)"
+    assert "negative: a mixture with the negative." in report
 
 
 RELATION = """
@@ -374,11 +377,12 @@ def test_a_kind_of_measurement_is_a_module_an_entry_and_a_section(grey, runs, na
     assert outcome.exit_code == 0 and "grey 0.5" in outcome.stdout, outcome.output
     outcome = grey("report", "--format", "md,csv", *places)
     assert outcome.exit_code == 0, outcome.output
-    report = (tmp_path / "results" / "report.md").read_text()
-    table = report.split("### Images with less colour")[1].split("###")[0]
-    assert "| network | 0.5 of the colour gone | 1 of the colour gone | n |" in table and table.count("san10") == 1
-    paired = report.split("#### With less colour")[1]
-    assert "| grey 0.5 |" in paired and "| grey 1.0 |" in paired
+    assert "Images with less colour" in (tmp_path / "results" / "report.md").read_text()
+    rows = table(page(tmp_path / "results", "grey"), "Images with less colour")
+    assert {"0.5 of the colour gone", "1 of the colour gone", "n"} < set(rows[0])
+    assert len([row for row in rows if row["network"].startswith("san10")]) == 1
+    paired = table(page(tmp_path / "results", "comparisons"), "With less colour")
+    assert [row["condition"] for row in paired] == ["grey 0.5", "grey 1.0"]
     assert "amount" in (tmp_path / "results" / "grey.csv").read_text().splitlines()[0]
     records = (tmp_path / "results" / "records").glob("*.jsonl")
     before = {path: path.read_bytes() for path in records}

@@ -117,6 +117,7 @@ WRITING = {  # what each file writes: only the store writes results
     "sanbench/bench/photographs.py": "a made set laid out like ImageNet",
     "sanbench/ops/gpu/launch.py": "compiled code, in a temporary folder",
     "sanbench/report/__init__.py": "the text of a table, which the store writes",
+    "sanbench/report/gallery.py": "a picture into memory, for a page that the store writes",
 }
 
 

@@ -2,15 +2,20 @@
 
 import csv
 import io
+from xml.etree import ElementTree
 
 import pytest
 
 from sanbench.printable import one_line, printable
 from sanbench.report import write_report
-from sanbench.report.rendering import Bold, Heading, Picture, Table, Text, csv_text, latex, markdown, page
+from sanbench.report.charts import Panel, Range, Series
+from sanbench.report.html import blocks_html, svg
+from sanbench.report.latex import latex_text
+from sanbench.report.rendering import Cell, Heading, Items, Picture, Table, Text, csv_text, markdown
 from sanbench_cli import console as printing
 from tests.support.commands import sanbench
 from tests.support.made_records import image_set, record, store_with
+from tests.support.report_pages import pages, tables
 
 NAMES = ["exp[lr=0.1]", "[/x]", "[bold]a[/bold]", ":smile:", "a|b", "<script>alert(1)</script>", "=cmd|' /C x'!A0"]
 NAMES += ["![x](http://x/y.png)"]
@@ -50,13 +55,17 @@ def test_errors_name_it_in_one_line(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*NAMES, *STEERING])
 def test_documents_hold_no_more_than_the_name(name):
-    blocks = [Heading(name, 2), Text(f"Of {name}."), Table([{"run": name, name: Bold(name)}]), Picture("x.png", name)]
+    picture = Picture([Panel(name, name, [Series(name, {name: Range(0.5, 0.4, 0.6)})])], name, "x.svg")
+    table = Table([{"run": name, name: Cell(name, bold=True)}], name)
+    blocks = [Heading(name, 2), Text(f"Of {name}."), Items([name]), table, picture]
     text = markdown(blocks)
     assert "<script" not in text and "](http" not in text
     lines = [line for line in text.split("\n") if line.startswith("|")]
     assert len(lines) == 3 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    assert "<script" not in page(blocks) and page(blocks).count("<td>") == 2
-    assert latex(blocks).count(r" \\") == 2 and "\x1b" not in text + latex(blocks)
+    html, tex = blocks_html(blocks), latex_text(blocks)
+    assert "<script" not in html + svg(picture) and html.count("<td>") == 1 and html.count("<th scope") == 3
+    assert ElementTree.fromstring(svg(picture)) is not None
+    assert tex.count(r" \\") == 2 and "\x1b" not in text + tex + html
 
 
 def test_numbers_and_figures_of_reports_are_untouched():
@@ -115,9 +124,12 @@ def test_a_report_of_hostile_names_has_no_markup_and_no_formula(tmp_path):
     write_report(store, "md,csv,html,tex")
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
-        assert "<script" not in text and "\n<b>" not in text
+        assert "<script>x" not in text and "\n<b>" not in text
+        assert text.count("<script") == (name == "report.html")  # the one that sorts
         assert name == "report.html" or "](http" not in text
-    tables = [line for line in (tmp_path / "report.md").read_text().split("\n") if line.startswith("|")]
-    assert tables
+    assert "&lt;script&gt;x&lt;/script&gt;" in (tmp_path / "report.html").read_text()
+    for text in (pages(tmp_path), *(path.read_text() for path in (tmp_path / "report").glob("*.svg"))):
+        assert "<script" not in text and "](http" not in text
+    assert tables(pages(tmp_path))
     lines = list(csv.DictReader((tmp_path / "accuracy.csv").open(newline="")))
     assert [line["run"] for line in lines] == ["'=cmd|' /C x'!A0"] * 2

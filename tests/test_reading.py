@@ -68,7 +68,7 @@ def test_a_limit_is_said_and_pictures_have_words(checkpoint, tmp_path):
     shown = images.classes[images.labels[int(names[0][:5])]].replace(" ", "_").replace("-", "_")
     assert [name[6 : 6 + len(shown)] for name in names] == [shown] * 3
     assert sanbench("accuracy", checkpoint, *options).exit_code == sanbench("report", "--results", results).exit_code == 0
-    assert "3 of 20" in (results / "report.md").read_text().split("Accuracy by class")[1]
+    assert "3 of 20" in (results / "report" / "accuracy.md").read_text().split("Accuracy by class")[1]
 
 
 def test_unknown_decoders_are_named(checkpoint, tmp_path):

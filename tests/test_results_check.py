@@ -9,6 +9,7 @@ from sanbench.store.files import Store, line_digest
 from sanbench.store.rows import read_groups, write_groups
 from tests.support.commands import sanbench
 from tests.support.made_records import attacked, record, store_with
+from tests.support.report_pages import pages
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_report_leaves_out_what_is_broken(store, damage):
     damage(store)
     written = write_report(store)
     assert len(written.problems) == 1 and BROKEN[damage] in written.problems[0]
-    text = (store.root / "report.md").read_text()
+    text = pages(store.root)
     assert "resnet26" not in text and "san10_pairwise" in text
 
 

@@ -8,15 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sanbench.evaluation.kinds import KINDS, budget, kind_of
+from sanbench.evaluation.kinds import budget, declared_rotation
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import wilson
-from sanbench.report import newest, write_report
-from sanbench.report.cells import cell
-from sanbench.report.pictures import budgets, largest
+from sanbench.report import attacks, by_data, newest, write_report
+from sanbench.report.answer import answer, chosen_columns, measured
+from sanbench.report.attacks import protocol, protocols
+from sanbench.report.cells import cell, number_of_images
+from sanbench.report.comparisons import comparisons
+from sanbench.report.rendering import Picture, Table
+from sanbench.report.rotations import EXACT
 from sanbench.store.files import Store
 from sanbench_cli.console import print_records
 from tests.support.made_records import attacked, record, store_with
+from tests.support.report_pages import page, table
 
 COMMITTED = Path(__file__).parents[1] / "results"
 EPS = ("1/255", "2/255", "4/255", "8/255")
@@ -72,40 +77,71 @@ def test_every_reader_has_the_same_figure(store, monkeypatch):
     assert {each.key: findings.correct(each) for each in records} == expected
 
     write_report(store, "md,csv")
-    report = (store.root / "report.md").read_text()
-    for kind in dict.fromkeys(each.kind for each in records):
-        of_kind = [each for each in records if each.kind == kind]
+    by_kind = {kind: [each for each in records if each.kind == kind] for kind in dict.fromkeys(each.kind for each in records)}
+    for kind, own in by_kind.items():
         table = pd.read_csv(store.root / f"{kind}.csv")
-        assert table["correct"].tolist() == [expected[each.key] for each in of_kind]
+        assert table["correct"].tolist() == [expected[each.key] for each in own]
         if kind == "attack":
-            lost = [each.counts["right_before"] - expected[each.key] for each in of_kind]
+            lost = [each.counts["right_before"] - expected[each.key] for each in own]
             assert table["success"].tolist() == lost
-    for one in records:
-        if kind_of(one.kind).nested(one.setting):
-            assert cell_of(report, one) == cell(wilson(expected[one.key], one.counts["images"]))
-            of_network = [each for each in largest(records) if each.network == one.network]
-            points = budgets(of_network, findings, one.setting["attack"], one.setting["norm"])
-            drawn = points.get(255 * float(budget(one.setting)))
-            if drawn is not None and drawn.total == one.counts["images"] and one in of_network:
-                assert drawn.hits in {
-                    expected[each.key] for each in of_network if each.setting.get("eps") == one.setting["eps"]
-                }
+    shown = [each for kind, own in by_kind.items() if kind != "corruption" for each in own]
+    wanted = {each.key: cell(wilson(expected[each.key], each.counts["images"])) for each in shown}
+    cells = cells_of(store.root, records)
+    assert wanted and {each.key: cells[place_of(each, records)] for each in shown} == wanted
 
 
-def cell_of(report: str, record) -> str:
-    """The figure of an attack in the tables of the report, without the marks of its flags."""
-    declared = KINDS["attack"].declared(record.setting)
-    (section,) = [
-        part for part in report.split("\n### ") if f"Attack: {record.setting['attack']}\n" in part and declared in part
-    ]
-    lines = [[word.strip() for word in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
-    column = lines[0].index(f"robust, ε = {record.setting['eps']}")
-    (row,) = [
-        line
-        for line in lines[2:]
-        if line[0] == record.network.label and line[lines[0].index("n")].startswith(f"{record.data.images:,}")
-    ]
-    return re.sub(r" †.*", "", row[column])
+def place_of(record, records) -> tuple[str, ...]:
+    """Where the tables of the report have a record's figure: kind, row, n and network."""
+    n, label = number_of_images(record.data), record.network.label
+    if record.kind == "rotation":
+        frame, turned = declared_rotation(record.setting) or EXACT, record.setting["angle"] or "upright"
+        return frame, turned if isinstance(turned, str) else f"{turned}°", n, label
+    if record.kind == "attack":
+        called = protocols([each for each in records if each.kind == "attack"])
+        return called[protocol(record)], record.setting["eps"], n, label
+    return "accuracy", "", n, label
+
+
+def cells_of(root: Path, records) -> dict[tuple[str, ...], str]:
+    """The figures in the tables by place, without the marks of flags and the differences to upright."""
+    found = {("accuracy", "", row["n"], row["network"]): row["top-1"] for row in table(page(root, "accuracy"), "Accuracy")}
+    labels = {each.network.label for each in records}
+    for frame in {declared_rotation(each.setting) or EXACT for each in records if each.kind == "rotation"}:
+        for row in table(page(root, "rotations"), frame):
+            found |= {(frame, row["turned"], row["n"], label): row[label] for label in labels}
+    for row in table(page(root, "attacks"), "Robust accuracy"):
+        found |= {(row["attack"], row["ε"], row["n"], label): row[label] for label in labels}
+    return {place: re.sub(r" [†(].*", "", figure) for place, figure in found.items()}
+
+
+def test_pictures_answer_and_pairs_have_that_figure(store):
+    """Points of the curves, the answer's cells and means, and who is right alone, against counts by hand."""
+    records = newest(store.records())
+    findings = Findings(records, store.rows)
+    expected = {each.key: by_hand(each, records, store) for each in records}
+    (group,) = by_data(records).values()
+
+    (picture,) = [block for block in attacks.section(group, findings) if isinstance(block, Picture)]
+    panel = picture.panels[0]
+    called = protocols([each for each in group if each.kind == "attack"])
+    own = [each for each in group if each.kind == "attack" and called[protocol(each)] == panel.title.rpartition(", n")[0]]
+    by_hits = {
+        (each.network.label, 255 * float(budget(each.setting)), each.counts["images"]): expected[each.key] for each in own
+    }
+    drawn = {(one.name, at, p.total): p.hits for one in panel.series for at, p in one.points.items() if at}
+    assert len(drawn) == 4 * len(panel.series) and drawn.items() <= by_hits.items()
+
+    (lines, *_) = [block.rows for block in answer(group, findings) if isinstance(block, Table)]
+    for title, conditions in chosen_columns(group).items():
+        for own in measured(group, conditions).values():
+            mean = sum(expected[each.key] for each in own) / sum(each.counts["images"] for each in own)
+            (row,) = [row for row in lines if row["network"] == own[0].network.label]
+            (shown,) = [text for head, text in row.items() if head.startswith(f"{title}, n {own[0].counts['images']:,}")]
+            assert shown.split()[0] == f"{100 * mean:.1f}"
+    assert len(lines) == len({each.network.label for each in records})
+
+    for test in comparisons(group, findings):
+        assert test.difference.only_first - test.difference.only_second == expected[test.san.key] - expected[test.resnet.key]
 
 
 def test_the_console_prints_that_figure(store, capsys, monkeypatch):
@@ -139,6 +175,7 @@ def test_a_record_of_an_unknown_kind_has_a_table_of_its_own(tmp_path):
     strange = record(kind="occlusion", correct=33, setting={"size": 8, "fill": "grey"})
     store = store_with(tmp_path, record(), strange, record("resnet26", "occlusion", setting=strange.setting))
     write_report(store, "md,csv,html,tex")
-    text = (tmp_path / "report.md").read_text()
-    assert "### occlusion" in text and "size 8, fill grey" in text and cell(wilson(33, 100)) in text
+    assert "Other measurements" in (tmp_path / "report.md").read_text()
+    (row,) = [row for row in table(page(tmp_path, "generic"), "occlusion") if row["san10_pairwise"] == cell(wilson(33, 100))]
+    assert row["condition"] == "size 8, fill grey"
     assert pd.read_csv(tmp_path / "occlusion.csv")["correct"].tolist() == [80, 33]

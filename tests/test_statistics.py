@@ -4,9 +4,9 @@ from math import comb
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
-from sanbench.evaluation.statistics import holm, paired_difference, wilson
+from sanbench.evaluation.statistics import holm, mean_proportion, paired_difference, wilson
 
 
 @pytest.mark.parametrize("counts", [(8, 2, 10, 30), (0, 7, 0, 3), (5, 5, 40, 0), (0, 0, 20, 0)])
@@ -46,3 +46,16 @@ def test_wilson_is_the_score_interval(hits, total):
     half = z / (1 + z * z / total) * (p * (1 - p) / total + z * z / (4 * total**2)) ** 0.5
     found = wilson(hits, total)
     assert (found.value, found.low, found.high) == pytest.approx((p, max(0, centre - half), min(1, centre + half)))
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 7), (7, 7), (1, 2000), (1718, 2000), (13, 32)])
+def test_score_intervals_are_scipys(hits, total):
+    reference = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    assert wilson(hits, total)[2:] == (hits / total, reference.low, reference.high)
+
+
+def test_the_mean_of_conditions_has_the_interval_of_one():
+    """10, 20 and 30 of the same 100 images: 60 of 300, with the interval of 20 of 100, which is that of no 300 images."""
+    mean = mean_proportion([wilson(hits, 100) for hits in (10, 20, 30)])
+    assert mean[:3] == (60, 300, 0.2)
+    assert mean[3:] == wilson(20, 100)[3:] and mean.low < wilson(60, 300).low

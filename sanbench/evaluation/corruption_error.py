@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sanbench.evaluation.robust import Findings
 from sanbench.store.schema import Record
@@ -87,20 +87,21 @@ def condition(record: Record) -> Condition:
 def by_definition(records: Sequence[Record]) -> list[list[Record]]:
     """Records of corruptions in groups, in each of which a corruption has one definition: one cell never mixes two of them.
 
-    Records with different seeds or roundings stand in different groups; within those, a corruption's second definition begins
-    another group.
+    Records with different seeds, roundings or sources stand in different groups; within those, a second definition of a
+    corruption, or a second strength of one of its severities, begins another group.
     """
-    groups: list[tuple[str, dict[str, str], list[Record]]] = []
+    groups: list[tuple[str, dict[Any, Any], list[Record]]] = []
     for record in records:
         setting = dict(record.setting)
-        name, definition = setting.pop("corruption"), setting.pop("definition", "")
-        for varied in ("severity", "strength", "files"):
-            setting.pop(varied, None)
+        name, severity = setting.pop("corruption"), setting.pop("severity")
+        own = {name: setting.pop("definition", ""), (name, severity): str(setting.pop("strength", ""))}
+        setting.pop("files", None)
         common = json.dumps(setting, sort_keys=True)
-        group = next((g for g in groups if g[0] == common and g[1].get(name, definition) == definition), None)
+        fits = (g for g in groups if g[0] == common and all(g[1].get(what, value) == value for what, value in own.items()))
+        group = next(fits, None)
         if group is None:
             group = (common, {}, [])
             groups.append(group)
-        group[1][name] = definition
+        group[1].update(own)
         group[2].append(record)
     return [members for _, _, members in groups]

@@ -116,12 +116,16 @@ def short_attack(setting: Setting) -> str:
     return f"{setting['attack']}, {NORMS[setting['norm']]} ε = {setting['eps']}"
 
 
-def declared_attack(setting: Setting) -> str:
-    """What all budgets of an attack share."""
+def shared_attack(setting: Setting) -> dict[str, Any]:
+    """What all budgets of an attack share, by name."""
     shared = {name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}
     if "step_size" in shared and math.isclose(budget(setting), 4 * Fraction(setting["step_size"])):
         shared["step_size"] = "ε/4"
-    return listed(shared, "; ")
+    return shared
+
+
+def declared_attack(setting: Setting) -> str:
+    return listed(shared_attack(setting), "; ")
 
 
 def order_attack(setting: Setting) -> tuple[Any, ...]:
@@ -146,9 +150,15 @@ def nested_attack(setting: Setting) -> tuple[str, Fraction]:
 
 
 def listed(values: Setting, separator: str) -> str:
-    """`steps 10; restarts 1`; what is "none" is left out."""
-    shown = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-    return separator.join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items() if value != "none")
+    """`steps 10; restarts 1; apgd (steps 100)`; what is "none" is left out."""
+    return separator.join(f"{name.replace('_', ' ')} {worded(value)}" for name, value in values.items() if value != "none")
+
+
+def worded(value: Any) -> str:
+    """A value of a setting: lists with commas, what belongs to a member of an ensemble in parentheses."""
+    if isinstance(value, Mapping):
+        return f"({listed(value, ', ')})"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
-from sanbench.evaluation.statistics import Difference, Proportion, paired_difference, wilson
+from sanbench.evaluation.statistics import Difference, Proportion, mean_proportion, paired_difference, wilson
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
@@ -28,6 +29,9 @@ class Findings:
     def __init__(self, records: Sequence[Record], rows: ReadRows) -> None:
         self.records, self._rows = list(records), rows
         self._right: dict[str, NDArray[np.bool_]] = {}
+        self._correct: dict[str, int] = {}
+        self._flags: dict[str, list[str]] = {}
+        self._differences: dict[tuple[str, str], Difference] = {}
 
     @classmethod
     def of(cls, store: Store) -> "Findings":
@@ -35,7 +39,8 @@ class Findings:
 
     def rows(self, record: Record) -> pd.DataFrame:
         """By ascending index."""
-        return self._rows(record).sort_values("index", ignore_index=True)
+        rows = self._rows(record)
+        return rows if rows["index"].is_monotonic_increasing else rows.sort_values("index", ignore_index=True)
 
     def right(self, record: Record) -> NDArray[np.bool_]:
         """Whether each image is right, or robust, by ascending index."""
@@ -48,11 +53,17 @@ class Findings:
 
     def correct(self, record: Record) -> int:
         """How many images are right, or robust."""
-        return int(self.right(record).sum()) if self._smaller(record) else record.counts["correct"]
+        if record.key not in self._correct:
+            self._correct[record.key] = int(self.right(record).sum()) if self._smaller(record) else record.counts["correct"]
+        return self._correct[record.key]
 
     def top1(self, record: Record) -> Proportion:
         """Of all images: accuracy, or robust accuracy."""
         return wilson(self.correct(record), record.counts["images"])
+
+    def mean(self, records: Sequence[Record]) -> Proportion:
+        """Of one network on the same images: the mean of top-1 over conditions, see `mean_proportion`."""
+        return mean_proportion([self.top1(record) for record in records])
 
     def success(self, record: Record) -> Proportion | None:
         """Of an attack: not robust, of the images that were right before. Of a transfer: right before and wrong now."""
@@ -64,15 +75,20 @@ class Findings:
 
     def difference(self, record: Record, baseline: Record) -> Difference:
         """Of two networks measured alike, on the same images."""
-        return paired_difference(self.right(record), self.right(baseline))
+        keys = record.key, baseline.key
+        if keys not in self._differences:
+            self._differences[keys] = paired_difference(self.right(record), self.right(baseline))
+        return self._differences[keys]
 
     def flags(self, record: Record) -> list[str]:
         """In the order of FLAGS: what its own rows show, and what other records of the network on the same images show."""
-        found = set(record.flags)
-        if kind_of(record.kind).nested(record.setting):
-            others = [each for each in self._alike[self._group(record)] if each.key != record.key]
-            found |= set(compared_flags(record, others, self.correct))
-        return [name for name in FLAGS if name in found]
+        if record.key not in self._flags:
+            found = set(record.flags)
+            if kind_of(record.kind).nested(record.setting):
+                others = [each for each in self._alike[self._group(record)] if each.key != record.key]
+                found |= set(compared_flags(record, others, self.correct))
+            self._flags[record.key] = [name for name in FLAGS if name in found]
+        return self._flags[record.key]
 
     @cached_property
     def _alike(self) -> dict[tuple[str, str, str], list[Record]]:
@@ -85,15 +101,18 @@ class Findings:
     def _group(self, record: Record) -> tuple[str, str, str]:
         return record.network.model_dump_json(), record.data.model_dump_json(), record.kind
 
+    @cached_property
+    def _nested(self) -> dict[tuple[str, ...], list[tuple[Any, Record]]]:
+        """Records of one attack on one network and images, by ascending budget."""
+        groups: dict[tuple[str, ...], list[tuple[Any, Record]]] = {}
+        for record in self.records:
+            if nested := kind_of(record.kind).nested(record.setting):
+                groups.setdefault((*self._group(record), nested[0]), []).append((nested[1], record))
+        return {group: sorted(own, key=lambda pair: pair[0]) for group, own in groups.items()}
+
     def _smaller(self, record: Record) -> list[Record]:
         """The same attack within smaller budgets, in their order."""
         nested = kind_of(record.kind).nested(record.setting)
         if nested is None:
             return []
-        group, budget = nested
-        found = []
-        for other in self._alike[self._group(record)]:
-            theirs = kind_of(other.kind).nested(other.setting)
-            if theirs is not None and theirs[0] == group and theirs[1] < budget:
-                found.append((theirs[1], other))
-        return [other for _, other in sorted(found, key=lambda pair: pair[0])]
+        return [other for budget, other in self._nested[(*self._group(record), nested[0])] if budget < nested[1]]

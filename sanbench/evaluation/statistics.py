@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from scipy.stats import binomtest
+
+Z = float(ndtri(0.5 + 0.5 * 0.95))  # of a 95% interval
 
 
 class Proportion(NamedTuple):
@@ -23,8 +26,27 @@ def wilson(hits: int, total: int) -> Proportion:
     """The proportion hits / total with its 95% score interval (Wilson 1927). NaN where total is 0."""
     if total == 0:
         return Proportion(hits, total, float("nan"), float("nan"), float("nan"))
-    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    return Proportion(hits, total, hits / total, float(interval.low), float(interval.high))
+    return Proportion(hits, total, hits / total, *score_interval(hits / total, total))
+
+
+def score_interval(value: float, n: int) -> tuple[float, float]:
+    """Low and high of the 95% score interval of a proportion of n, which at 0 and 1 ends there.
+
+    (value + z^2 / 2n ± z sqrt(value (1 - value) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    scale = 2 * (n + Z**2)
+    centre, spread = (2 * n * value + Z**2) / scale, Z / scale * sqrt(4 * n * value * (1 - value) + Z**2)
+    return 0.0 if value == 0 else centre - spread, 1.0 if value == 1 else centre + spread
+
+
+def mean_proportion(parts: Sequence[Proportion]) -> Proportion:
+    """The mean of proportions of the same images, such as top-1 at several angles; `parts` is not empty, their totals are one.
+
+    Hits and totals are summed. The score interval is that of as many images as one part has: what happens to an image under
+    several conditions is not independent, so that an interval of all of them together would be too narrow.
+    """
+    hits, total = sum(part.hits for part in parts), sum(part.total for part in parts)
+    return Proportion(hits, total, hits / total, *score_interval(hits / total, parts[0].total))
 
 
 class Difference(NamedTuple):

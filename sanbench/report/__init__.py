@@ -1,25 +1,32 @@
 """Reports: tables, pictures and documents derived from the store, nothing else. Delete them and they come back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from sanbench.errors import unknown
 from sanbench.evaluation.kinds import KINDS
+from sanbench.evaluation.pixels import Pixels
 from sanbench.evaluation.robust import Findings
 from sanbench.models import MODELS
-from sanbench.report.accuracy import per_class_section
-from sanbench.report.comparisons import comparison_section
-from sanbench.report.cost import cost_pictures, cost_section
-from sanbench.report.pictures import draw_robustness, has_picture
-from sanbench.report.provenance import provenance_section
-from sanbench.report.rendering import DOCUMENTS, Block, Heading, Picture, Text, csv_text
-from sanbench.store.check import sound
+from sanbench.report import comparisons, cost, gallery, images, provenance
+from sanbench.report.answer import answer
+from sanbench.report.html import page_files, picture_files
+from sanbench.report.latex import latex
+from sanbench.report.rendering import Block, Picture, Report, Section, csv_text, markdown_files
+from sanbench.store.check import ReadRows, sound
 from sanbench.store.files import Store
-from sanbench.store.schema import Record
+from sanbench.store.schema import Record, slug
 
+DOCUMENTS: dict[str, Callable[[Report], Mapping[str, str]]] = {
+    "md": lambda report: {**markdown_files(report), **picture_files(report)},
+    "html": page_files,
+    "tex": lambda report: {"report.tex": latex(report)},
+}
 FORMATS = (*DOCUMENTS, "csv")
 
 
@@ -30,35 +37,52 @@ class Written(NamedTuple):
     problems: list[str]
 
 
-def write_report(store: Store, formats: str = "md,csv") -> Written:
-    """Write report.md, .html or .tex, a CSV a kind of measurement and a picture a data set.
+def write_report(store: Store, formats: str = "md,csv", output: Path | None = None, pixels: Pixels | None = None) -> Written:
+    """Write report.md with its pages and pictures, report.html with its pages of images, report.tex, and a CSV a kind.
 
-    Of a run that was trained again only the newest weights are shown. What does not agree with its rows is left out, and a
-    sentence says so. Raises InputError for an unknown format, and where there are no results.
+    They go to `output`, or into the store's folder, from which the files of the report before are removed. `pixels` gives the
+    images themselves, for the page of examples. Of a run that was trained again only the newest weights are shown. What does
+    not agree with its rows is left out, and a sentence says so. Raises InputError for an unknown format, and where there are
+    no results.
     """
     wanted = [word.strip() for word in formats.split(",")]
     for word in wanted:
         if word not in FORMATS:
             raise unknown("format", word, FORMATS)
     store.must_exist()
-    records, problems = sound(store, newest(store.records()))
+    read = remembering(store.rows)
+    records, problems = sound(store, newest(store.records()), read=read)
     problems = [*store.problems, *problems]
-    findings = Findings(records, store.rows)
-    files: dict[str, Any] = {}
-    documents = [word for word in wanted if word in DOCUMENTS]
-    if documents:
-        benchmarks = store.benchmarks()
-        blocks = contents(findings) + cost_section(benchmarks)
-        files |= {f"report.{word}": DOCUMENTS[word](blocks) for word in documents}
-        files |= cost_pictures(benchmarks)
-        for title, group in by_data(records).items():
-            if has_picture(group):
-                files[picture(title)] = lambda path, group=group: draw_robustness(group, findings, path)
+    findings = Findings(records, read)
+    files: dict[str, str] = {}
+    if documents := [word for word in wanted if word in DOCUMENTS]:
+        report = contents(findings, store, pixels)
+        for word in documents:
+            files |= DOCUMENTS[word](report)
     if "csv" in wanted:
         for kind in dict.fromkeys(record.kind for record in records):
             lines = [flat(record, findings) for record in records if record.kind == kind]
             files[f"{kind}.csv"] = pd.DataFrame(lines).map(csv_text).rename(columns=csv_text).to_csv(index=False)
-    return Written([str(path) for path in store.write_derived(files)], problems)
+    target = store if output is None else Store(output, "--output")
+    return Written([str(path) for path in target.write_derived(files)], problems)
+
+
+def remembering(read: ReadRows, limit: int = 2**28) -> ReadRows:
+    """`read`, which is asked again only for rows that came after so many bytes."""
+    kept: dict[str, pd.DataFrame] = {}
+    size = 0
+
+    def rows(record: Record) -> pd.DataFrame:
+        nonlocal size
+        if record.key in kept:
+            return kept[record.key]
+        found = read(record)
+        size += int(found.memory_usage().sum())
+        if size <= limit:
+            kept[record.key] = found
+        return found
+
+    return rows
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
@@ -74,40 +98,57 @@ def network_order(record: Record) -> int:
 
 
 def by_data(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records on the same images, by the name a reader knows them by."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    """Records on the same images, by the name a reader knows them by; how files became input may differ within one."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        deciding = ("name", "split", "fingerprint", "preprocessing", "decoder")
-        groups.setdefault(tuple(getattr(record.data, field) for field in deciding), []).append(record)
+        groups.setdefault((record.data.name, record.data.split, record.data.fingerprint), []).append(record)
     named: dict[str, list[Record]] = {}
-    for (name, _, fingerprint, preprocessing, decoder), group in groups.items():
+    for (name, split, fingerprint), group in groups.items():
         shrunk, digest = fingerprint.rpartition("-")[::2]  # see `sanbench.data.folders.fingerprint`
         title = name + (f", {shrunk}" if shrunk else "")
-        titles = (title, f"{title} ({digest[:8]})", f"{title} ({digest[:8]}, {preprocessing}, {decoder})")
+        images = f": {split} images ({group[0].data.of:,})"
+        titles = (f"{title}{images}", f"{title} ({digest[:8]}){images}", f"{title} ({fingerprint}){images}")
         named[next(title for title in titles if title not in named)] = group
     return named
 
 
-def picture(title: str) -> str:
-    return "robustness-" + "".join(c if c.isalnum() else "_" for c in title) + ".png"
+def contents(findings: Findings, store: Store, pixels: Pixels | None = None) -> Report:
+    """The answer, the sections of each kind, the paired tests, what networks cost, and last where all came from."""
+    groups = by_data(findings.records)
+    kinds = {
+        name: import_module(f"sanbench.report.{name}") for name in [*(entry.section for entry in KINDS.values()), "generic"]
+    }
+    sections = []
+    for subject, module in {**kinds, "comparisons": comparisons, "provenance": provenance}.items():
+        if subject == "provenance" and (blocks := cost.section(store.benchmarks())):
+            sections.append(Section("cost", "", with_files(blocks, "cost")))
+        for number, (data, group) in enumerate(groups.items()):
+            if blocks := module.section(group, findings):
+                sections.append(
+                    Section(
+                        subject,
+                        data if len(groups) > 1 else "",
+                        with_files(blocks, subject + (f"-{slug(data)}-{number}" if number else "")),
+                    )
+                )
+    about = "Robustness to rotation, corruption and adversarial examples. Written by `sanbench report` from records/."
+    if not groups:
+        about += " There are no records yet: `sanbench accuracy`, `sanbench rotate` and `sanbench attack` make them."
+    answers = {data: answer(group, findings) for data, group in groups.items()}
+    pages = {name: page for group in groups.values() for name, page in images.pages(group, findings, store).items()}
+    return Report(
+        "Self-attention networks and their ResNet baselines",
+        about,
+        answers,
+        sections,
+        pages,
+        gallery.pages(groups, findings, store, pixels),
+    )
 
 
-def contents(findings: Findings) -> list[Block]:
-    modules = dict.fromkeys([*(entry.section for entry in KINDS.values()), "generic"])
-    sections = [import_module(f"sanbench.report.{name}").section for name in modules]
-    blocks: list[Block] = [
-        Heading("Robustness of self-attention networks and their ResNet baselines", 1),
-        Text("Percent of images, with 95% Wilson intervals in brackets. Written by `sanbench report` from `records/`."),
-    ]
-    for title, group in by_data(findings.records).items():
-        blocks.append(Heading(f"{title}: {group[0].data.split} images ({group[0].data.of:,})", 2))
-        for section in (*sections, comparison_section, per_class_section, provenance_section):
-            blocks += section(group, findings)
-        if has_picture(group):
-            blocks.append(Picture(picture(title), "Accuracy when rotated and under attack"))
-    if not findings.records:
-        blocks.append(Text("There are no records yet: `sanbench accuracy`, `sanbench rotate` and `sanbench attack` make them."))
-    return blocks
+def with_files(blocks: Sequence[Block], stem: str) -> list[Block]:
+    """The blocks, their pictures with names of files."""
+    return [replace(block, file=f"report/{stem}.svg") if isinstance(block, Picture) else block for block in blocks]
 
 
 def flat(record: Record, findings: Findings) -> dict[str, Any]:

@@ -1,38 +1,36 @@
 """What networks cost on the machines they were timed on: a table, and the picture of its sweeps."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from sanbench.report.pictures import COLOURS
+from sanbench.report.charts import Panel, Range, Series
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
 from sanbench.store.schema import Benchmark
 
 SWEEPS = {"footprint": "footprint", "image_size": "image side in pixels"}  # fields of a setting, and what an axis calls them
 
 
-def cost_section(benchmarks: Sequence[Benchmark]) -> list[Block]:
-    """A row a comparison of `sanbench bench model`, and the picture of its sweeps."""
+def section(benchmarks: Sequence[Benchmark]) -> list[Block]:
+    """The picture of sweeps, and a row a comparison of `sanbench bench model`.
+
+    Ratios, because the two sides were timed in turn and the points one after the other.
+    """
     timed = [benchmark for benchmark in benchmarks if benchmark.kind == "model"]
     if not timed:
         return []
     machines = "; ".join(dict.fromkeys(f"{benchmark.device}, {benchmark.created[:10]}" for benchmark in timed))
-    blocks: list[Block] = [
-        Heading("Cost", 2),
-        Text(f"Medians of n steps in turn, by `sanbench bench model`. {machines}."),
-        Table([row(benchmark) for benchmark in timed]),
+    panels = [
+        Panel(f"against {label}", label, lines, percent=False)
+        for field, label in SWEEPS.items()
+        if (lines := curves(timed, field))
     ]
-    return [*blocks, *(Picture(file, "Time against footprint and image size") for file in cost_pictures(timed))]
+    picture = [Picture(panels, "Time of a step divided by the ResNet's: median and range.")] if panels else []
+    text = f"Medians of n steps in turn, by `sanbench bench model`. {machines}."
+    return [Heading("Cost", 3), Text(text), *picture, Table([row(benchmark) for benchmark in timed], "Time and memory")]
 
 
-def cost_pictures(benchmarks: Sequence[Benchmark]) -> dict[str, Callable[[Path], None]]:
-    """By file name, what draws into a path."""
-    if not any(sweeps(benchmarks, varied) for varied in SWEEPS):
-        return {}
-    return {"cost.png": partial(draw_cost, benchmarks)}
+def curves(benchmarks: Sequence[Benchmark], varied: str) -> list[Series]:
+    found = sweeps(benchmarks, varied)
+    return [Series(name, {value: Range(*ratio) for value, ratio in points.items()}) for name, points in found.items()]
 
 
 def row(benchmark: Benchmark) -> dict[str, str]:
@@ -63,31 +61,9 @@ def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, 
         setting = benchmark.setting
         other = next(name for name in SWEEPS if name != varied)
         name = (
-            f"{setting['san']['model']} / {setting['resnet']['model']}\n"
-            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}\n"
+            f"{setting['san']['model']} / {setting['resnet']['model']}, "
+            f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}, "
             f"{setting['dtype']}, {'compiled' if setting['compiled'] else 'eager'}, {setting['kernel']}, {benchmark.device}"
         )
         found.setdefault(name, {})[setting[varied]] = benchmark.ratio
     return {name: points for name, points in found.items() if len(points) > 1}
-
-
-def draw_cost(benchmarks: Sequence[Benchmark], path: Path) -> None:
-    """Time of a step over its ResNet's, against footprint and against image size: a line in its range for each network and
-    setting. Ratios, because the two sides were timed in turn and the points one after the other."""
-    panels = {label: lines for varied, label in SWEEPS.items() if (lines := sweeps(benchmarks, varied))}
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
-        for number, (name, points) in enumerate(lines.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            values = sorted(points)
-            median, low, high = ([points[value][at] for value in values] for at in range(3))
-            axis.plot(values, median, color=colour, label=name, marker="o", ms=3, lw=1.2)
-            axis.fill_between(values, low, high, color=colour, alpha=0.2, lw=0)
-        axis.set_xlabel(label)
-        axis.set_xticks(sorted({value for points in lines.values() for value in points}))
-        axis.set_ylim(0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize="small", loc="lower right")
-    axes[0].set_ylabel("time of a step / the ResNet's (median, range)")
-    FigureCanvasAgg(figure).print_figure(path, dpi=150, metadata={"Software": None})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sanbench.evaluation.robust import Findings
+from sanbench.report.cells import names, short, shown
 from sanbench.report.rendering import Block, Heading, Table, Text
 from sanbench.store.schema import Record
 
@@ -21,25 +22,28 @@ def trained(record: Record) -> dict[str, str]:
     }
 
 
-def preprocessed(record: Record) -> dict[str, str]:
+def preprocessed(record: Record) -> str:
     """`shorter side 256, centre crop 224, mean 0.5 0.5 0.5, std ...`."""
     numbers = [f"{name} {' '.join(map(str, getattr(record.network, name)))}" for name in ("mean", "std")]
-    return {"preprocessing": ", ".join([*filter(None, [record.data.preprocessing]), *numbers])}
+    return ", ".join([*filter(None, [record.data.preprocessing]), *numbers])
 
 
-def provenance_section(group: Sequence[Record], findings: Findings) -> list[Block]:
-    """How each network was trained and where it was measured."""
+def section(group: Sequence[Record], findings: Findings) -> list[Block]:
+    """How each network was trained, how it was shown the images, and where it was measured."""
+    named, first = names(group), {shown(record): record for record in reversed(group)}
     lines = []
-    for record in {(record.run, record.network.weights): record for record in group}.values():
-        lines.append({"network": record.network.label, "run": record.run, **trained(record), **preprocessed(record)})
+    for key, name in named.items():
+        record = first[key]
+        seed_and_weights = {"seed": str(record.training.get("seed", "—")), "weights": short(record.network)}
+        shown_as = {"decoder": record.data.decoder, "preprocessing": preprocessed(record)}
+        lines.append({"network": name, "run": record.run, **seed_and_weights, **trained(record), **shown_as})
     devices = ", ".join(sorted({record.device for record in group}))
     made = ", ".join(f"{name} {value}" for name, value in group[-1].versions.items())
     measured = sum(record.seconds for record in group) / 60
-    tail = f"Measured in {measured:.1f} minutes on {devices} with {made}; decoder {group[0].data.decoder}"
-    tail += f", {done}." if (done := group[0].data.preprocessing) else "."
-    blocks: list[Block] = [Heading("How the networks came about", 3), Table(lines), Text(tail)]
+    tail = f"Measured in {measured:.1f} minutes on {devices}, the latest with {made}."
+    blocks: list[Block] = [Heading("How the networks came about", 3), Table(lines, "Networks"), Text(tail)]
     lists = sorted({(record.data.listed, record.image_list) for record in group if record.data.listed})
-    named = "; ".join(f"{name}, SHA-256 {listed}" for listed, name in lists)
+    named_lists = "; ".join(f"{name}, SHA-256 {listed}" for listed, name in lists)
     if among := group[0].data.among:
         blocks.append(Text(f"Logits of {among.partition(',')[0]} alone count, in predictions, top-5 and confidence."))
-    return [*blocks, Text(f"Images by list: {named}.")] if named else blocks
+    return [*blocks, Text(f"Images by list: {named_lists}.")] if named_lists else blocks

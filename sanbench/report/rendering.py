@@ -1,16 +1,32 @@
-"""A report as blocks, and the formats it is written in. Names in it may come from a stranger: each format escapes them."""
+"""A report as blocks, and Markdown of them. Names in it may come from a stranger: each format escapes them."""
 
-import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sanbench.printable import one_line
+from sanbench.report.charts import Panel
 
 
-class Bold(str):
-    """A cell that stands out: a difference whose interval excludes 0."""
+class Cell(str):
+    """A text of a table, and how it stands out.
+
+    bold      a difference that is no chance
+    interval  value, low and high in [0, 1], which a document may draw as a bar
+    link      from the report's folder to a page about it, where the format has one
+    """
+
+    bold: bool
+    interval: tuple[float, float, float] | None
+    link: str
+
+    def __new__(
+        cls, text: str, bold: bool = False, interval: tuple[float, float, float] | None = None, link: str = ""
+    ) -> "Cell":
+        made = super().__new__(cls, text)
+        made.bold, made.interval, made.link = bold, interval, link
+        return made
 
 
 @dataclass(frozen=True)
@@ -25,43 +41,124 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Items:
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows by column; a column that a row has not stays empty."""
+    """Rows by column; a column that a row has not stays empty. `title` says what they are where the table is folded."""
 
     rows: Sequence[Mapping[str, str]]
+    title: str = ""
 
     @property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def cells(self) -> list[list[str]]:
-        return [[row.get(name, "—") for name in self.columns] for row in self.rows]
+    def cells(self) -> list[list[Cell]]:
+        columns = self.columns
+        found = [[row.get(name, "—") for name in columns] for row in self.rows]
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in found]
 
 
 @dataclass(frozen=True)
 class Picture:
-    file: str
+    """Panels side by side, whose series are the networks; `file` is where a format keeps them that cannot hold them."""
+
+    panels: Sequence[Panel]
     caption: str
+    file: str = ""
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Text | Items | Table | Picture
 
 
-def markdown(blocks: Sequence[Block]) -> str:
-    return "\n\n".join(map(markdown_block, blocks)) + "\n"
+class Section(NamedTuple):
+    """What a subject, such as rotations, says of one data set; its first block is the subject's heading."""
+
+    subject: str
+    data: str
+    blocks: Sequence[Block]
 
 
-def markdown_block(block: Block) -> str:
+@dataclass(frozen=True)
+class Report:
+    """The answer by data set, then the subjects; by file what makes the pages of images and of examples."""
+
+    title: str
+    about: str
+    answers: Mapping[str, Sequence[Block]]
+    sections: Sequence[Section]
+    images: Mapping[str, Callable[[], dict[str, Any]]]
+    examples: Mapping[str, Callable[[], dict[str, Any]]]
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Headings by subject."""
+        found: dict[str, str] = {}
+        for section in self.sections:
+            heading = section.blocks[0]
+            found.setdefault(section.subject, heading.text if isinstance(heading, Heading) else section.subject)
+        return found
+
+    def of(self, subject: str) -> list[Section]:
+        return [section for section in self.sections if section.subject == subject]
+
+
+def flat(report: Report) -> list[Block]:
+    """All in one row: the answers, then each subject's sections below its name and that of the data."""
+    blocks: list[Block] = [Heading(report.title, 1), Text(report.about)]
+    for data, answer in report.answers.items():
+        blocks += [Heading(data, 2), *answer]
+    for subject, title in report.subjects.items():
+        blocks += subject_blocks(report, subject, title)
+    return blocks
+
+
+def subject_blocks(report: Report, subject: str, title: str) -> list[Block]:
+    blocks: list[Block] = [Heading(title, 1)]
+    for section in report.of(subject):
+        blocks += [*([Heading(section.data, 2)] if section.data else []), *section.blocks[1:]]
+    return blocks
+
+
+def markdown_files(report: Report) -> dict[str, str]:
+    """report.md with the answer and the pictures, and report/SUBJECT.md with the tables."""
+    front: list[Block] = [Heading(report.title, 1), Text(report.about)]
+    for data, answer in report.answers.items():
+        front += [Heading(data, 2), *answer]
+    text = markdown(front)
+    for subject, title in report.subjects.items():
+        text += f"\n## {plain(title)}\n\nTables: [report/{subject}.md](report/{subject}.md)\n"
+        for section in report.of(subject):
+            if pictures := [block for block in section.blocks if isinstance(block, Picture)]:
+                text += "\n" + markdown([Text(section.data), *pictures] if section.data else pictures)
+    files = {"report.md": text}
+    for subject, title in report.subjects.items():
+        files[f"report/{subject}.md"] = markdown(subject_blocks(report, subject, title), "..")
+    return files
+
+
+def markdown(blocks: Sequence[Block], root: str = "") -> str:
+    """`root` is the way to the report's folder."""
+    return "\n\n".join(markdown_block(block, root) for block in blocks) + "\n"
+
+
+def markdown_block(block: Block, root: str) -> str:
     match block:
         case Heading(text, level):
             return "#" * level + " " + plain(text)
         case Text(text):
             return plain(text)
-        case Picture(file, caption):
-            return f"![{plain(caption)}]({file})"
-    body = [[f"**{cell(c)}**" if isinstance(c, Bold) else cell(c) for c in row] for row in block.cells()]
+        case Items(texts):
+            return "\n".join(f"- {plain(text)}" for text in texts)
+        case Picture(_, caption, file):
+            return f"![{plain(caption)}]({root}{'/' if root else ''}{file})"
+    body = [[f"**{cell(c)}**" if c.bold else cell(c) for c in row] for row in block.cells()]
     lines = [list(map(cell, block.columns)), ["---"] * len(block.columns), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    title = [f"{plain(block.title)}:\n"] if block.title else []
+    return "\n".join([*title, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def plain(text: str) -> str:
@@ -73,69 +170,6 @@ def cell(text: str) -> str:
     return plain(text).replace("|", "\\|")
 
 
-def page(blocks: Sequence[Block]) -> str:
-    """One HTML file; its pictures lie beside it."""
-    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.2em .7em;text-align:right}"
-    style += "tr{border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-    head = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>sanbench</title><style>{style}</style>'
-    return "\n".join([head, *map(html_block, blocks), "</html>"]) + "\n"
-
-
-def html_block(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Picture(file, caption):
-            return f'<img src="{html.escape(file)}" alt="{html.escape(caption)}">'
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in block.columns)
-    lines = [
-        "".join(f"<td>{f'<b>{html.escape(c)}</b>' if isinstance(c, Bold) else html.escape(c)}</td>" for c in row)
-        for row in block.cells()
-    ]
-    return "\n".join(["<table>", f"<tr>{head}</tr>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])
-
-
-TEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "—": "---"},
-    **{"ε": r"$\varepsilon$", "∞": r"$\infty$", "°": r"$^\circ$", "×": r"$\times$", "≤": r"$\leq$", "†": r"\dag{}"},
-    **{"‡": r"\ddag{}", "₂": "$_2$", "–": "--", "§": r"\S{}", "¶": r"\P{}", "<": r"\textless{}"},
-}
-
-
-LEVELS = ("section", "subsection", "subsubsection", "paragraph")
-
-
-def latex(blocks: Sequence[Block]) -> str:
-    """A fragment for \\input: needs booktabs and graphicx."""
-    return "\n\n".join(map(latex_block, blocks)) + "\n"
-
-
-def latex_block(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"\\{LEVELS[level - 1]}*{{{escaped(text)}}}"
-        case Text(text):
-            return escaped(text)
-        case Picture(file, _):
-            return f"\\includegraphics[width=\\linewidth]{{{file}}}"
-    lines = [[escaped(name) for name in block.columns]]
-    lines += [[f"\\textbf{{{escaped(c)}}}" if isinstance(c, Bold) else escaped(c) for c in row] for row in block.cells()]
-    head, *body = [" & ".join(line) + r" \\" for line in lines]
-    columns = "l" + "r" * (len(block.columns) - 1)
-    begin = f"\\begin{{tabular}}{{{columns}}}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
-
-
-def escaped(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in one_line(text))
-
-
 def csv_text(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula, with an apostrophe before it; everything else as it is."""
     return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
-
-
-DOCUMENTS: dict[str, Callable[[Sequence[Block]], str]] = {"md": markdown, "html": page, "tex": latex}

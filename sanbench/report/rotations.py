@@ -1,52 +1,90 @@
 """Accuracy on rotated images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sanbench.evaluation.kinds import declared_rotation, order_rotation, short_rotation
 from sanbench.evaluation.robust import Findings
-from sanbench.report.cells import by_row, cell, identity, row_of
-from sanbench.report.rendering import Block, Heading, Table, Text
+from sanbench.report.cells import Shown, cell, main_selection, matrix, names, selection, series, shown, told_n
+from sanbench.report.charts import Panel
+from sanbench.report.rendering import Block, Heading, Picture, Table, Text
 from sanbench.store.schema import Record
 
-WIDEST = 8  # angles in columns
+EXACT = "exact quarter turns and mirrors"  # nothing is resampled, so that nothing is declared
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
-    """A table for each way to frame a rotated image; angles are in rows where there are more than eight."""
-    blocks: list[Block] = []
-    rotated = [record for record in group if record.kind == "rotation"]
-    for declared in dict.fromkeys(declared_rotation(record.setting) for record in rotated):
-        chosen = [record for record in rotated if declared_rotation(record.setting) == declared]
-        controls = chosen if changes_upright(chosen[0]) else [record for record in group if record.kind == "accuracy"]
-        upright = {row_of(r): findings.top1(r) for r in controls if r.setting.get("angle", 0) == 0}
-        turned = sorted((r for r in chosen if r.setting["angle"] != 0), key=lambda record: order_rotation(record.setting))
-        angles = list(dict.fromkeys(short_rotation(record.setting) for record in turned))
-        lines = []
-        for records in by_row(chosen):
-            key = row_of(records[0])
-            line = {"network": records[0].network.label, "upright": cell(upright.get(key))}
-            found = {short_rotation(record.setting): findings.top1(record) for record in records}
-            for angle in angles:
-                value = found.get(angle)
-                drop = f" ({100 * (value.value - upright[key].value):+.1f})" if value and key in upright else ""
-                line[angle] = cell(value) + drop
-            lines.append(line | identity(records[0]))
-        if len(angles) > WIDEST:
-            lines = transposed(lines)
-        text = "Top-1 on images turned clockwise, flip is upside down, mirror left to right; in parentheses the difference "
-        text += "to upright in points." + (f" Declared: {declared}." if declared else "")
-        title = "Rotated images, zero-shot" + (f": {declared}" if declared else "")
-        blocks += [Heading(title, 3), Text(text), Table(lines)]
-    return blocks
+    """A picture and a table for each way to frame a rotated image."""
+    frames = by_frame(group)
+    if not frames:
+        return []
+    named = names(group)
+    text = (
+        "Top-1 on images turned clockwise by networks that were trained on upright ones; flip is upside down, mirror left to "
+    )
+    text += "right. In parentheses: the difference to the same network on upright images, in points."
+    picture = Picture(
+        [panel(frame, records, group, findings, named) for frame, records in frames.items()], "Top-1 on turned images."
+    )
+    tables = [table(frame, [*controls(records, group), *records], findings, named) for frame, records in frames.items()]
+    return [Heading("Rotated images, zero-shot", 3), Text(text), picture, *tables]
 
 
-def transposed(lines: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Columns become rows; a network whose name stands there already is told apart by its weights."""
-    heads = [f"{line['network']}, n {line['n']}, {line['weights']}" for line in lines]
-    names = list(dict.fromkeys(name for line in lines for name in line if name not in ("network", "n", "weights")))
-    return [{"turned": n} | {head: line.get(n, "—") for head, line in zip(heads, lines, strict=True)} for n in names]
+def by_frame(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Rotations by what all angles of a sweep share."""
+    frames: dict[str, list[Record]] = {}
+    for record in sorted((r for r in records if r.kind == "rotation"), key=lambda record: order_rotation(record.setting)):
+        frames.setdefault(declared_rotation(record.setting) or EXACT, []).append(record)
+    return dict(sorted(frames.items(), key=lambda pair: pair[0] != EXACT))
 
 
 def changes_upright(record: Record) -> bool:
-    """Whether crop or mask change upright images too, which then need a control of their own."""
+    """Whether crop or mask change upright images too, which then need a control of their own: the angle 0."""
     return any(record.setting.get(name, "none") != "none" for name in ("crop", "mask"))
+
+
+def controls(turned: Sequence[Record], group: Sequence[Record]) -> list[Record]:
+    """The same networks on the same images, upright; none where the sweep holds its own."""
+    if changes_upright(turned[0]):
+        return []
+    wanted = {(shown(record), selection(record)) for record in turned if record.setting["angle"] != 0}
+    return [record for record in group if record.kind == "accuracy" and (shown(record), selection(record)) in wanted]
+
+
+def angle(record: Record) -> str:
+    return short_rotation(record.setting) if record.setting.get("angle", 0) else "upright"
+
+
+def table(frame: str, records: Sequence[Record], findings: Findings, named: dict[Shown, str]) -> Table:
+    upright = {(shown(r), selection(r)): findings.top1(r) for r in records if angle(r) == "upright"}
+
+    def value(record: Record) -> str:
+        top1, before = findings.top1(record), upright.get((shown(record), selection(record)))
+        drop = f" ({100 * (top1.value - before.value):+.1f})" if before and angle(record) != "upright" else ""
+        return cell(top1) + drop
+
+    return Table(matrix(records, lambda record: {"turned": angle(record)}, value, named), frame)
+
+
+def panel(frame: str, records: Sequence[Record], group: Sequence[Record], findings: Findings, named: dict[Shown, str]) -> Panel:
+    if frame == EXACT:
+        drawn = main_selection([*controls(records, group), *records])
+        return Panel(f"{frame}, {told_n(drawn)}", "top-1", series(drawn, angle, findings.top1, named))
+    drawn = sweep(records, group)
+    framed = [str(records[0].setting[name]) for name in ("interpolation", "fill", "crop", "mask") if name in records[0].setting]
+    title = ", ".join(word for word in framed if word != "none")
+    return Panel(f"{title}, {told_n(drawn)}", "degrees", series(drawn, degrees, findings.top1, named))
+
+
+def sweep(records: Sequence[Record], group: Sequence[Record]) -> list[Record]:
+    """The angles in degrees of a frame; exact quarter turns and upright images belong to each that shows whole images."""
+    found = [record for record in records if not isinstance(record.setting["angle"], str)]
+    if not changes_upright(records[0]):
+        exact = [r for r in by_frame(group).get(EXACT, []) if not isinstance(r.setting["angle"], str) and r.setting["angle"]]
+        there = {shown(record) for record in records}
+        found += [record for record in [*exact, *controls(records, group)] if shown(record) in there]
+    return main_selection(found)
+
+
+def degrees(record: Record) -> Any:
+    return float(record.setting.get("angle", 0))

@@ -10,6 +10,8 @@ from sanbench.progress import Progress, Report, silent
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
+ReadRows = Callable[[Record], pd.DataFrame]
+
 
 def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
     """Counts of a record, see `Record`; `members` are those of an ensemble of attacks."""
@@ -27,7 +29,7 @@ def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
     return {name: int(value) for name, value in counts.items()}
 
 
-def problem(record: Record, rows: Callable[[Record], pd.DataFrame]) -> str | None:
+def problem(record: Record, rows: ReadRows) -> str | None:
     """What is wrong with a record, as a sentence."""
     try:
         found = rows(record)
@@ -42,11 +44,13 @@ def problem(record: Record, rows: Callable[[Record], pd.DataFrame]) -> str | Non
     return None
 
 
-def sound(store: Store, records: Sequence[Record], progress: Report = silent) -> tuple[list[Record], list[str]]:
-    """The records that agree with their rows, and a sentence for each that does not."""
+def sound(
+    store: Store, records: Sequence[Record], progress: Report = silent, read: ReadRows | None = None
+) -> tuple[list[Record], list[str]]:
+    """The records that agree with their rows, which `read` may have at hand, and a sentence for each that does not."""
     kept, problems = [], []
     for done, record in enumerate(records, start=1):
-        found = problem(record, store.rows)
+        found = problem(record, read or store.rows)
         if found is None:
             kept.append(record)
         else:

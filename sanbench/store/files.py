@@ -4,14 +4,15 @@ results/records/NETWORK.jsonl          a line a record; what records share (netw
 results/rows/NETWORK/KIND.parquet      a row an image, a row group a record
 results/benchmarks.jsonl               a line a benchmark: what networks and their layers cost on a machine
 results/images/NETWORK/SETTING/*.png   examples: clean, adversarial, difference
-results/report.*, *.csv, *.png         derived from the records: delete them, and `sanbench report` makes them again
+results/report.*, *.csv, report/       derived from the records: delete them, and `sanbench report` makes them again;
+                                       report/files.json lists them, so that the next report removes them
 results/work/                          parts of unfinished measurements, claims and half-written files; ignored by git
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,11 +48,12 @@ class Part(NamedTuple):
 class Store:
     """The results folder. Everything in it is written whole or not at all. Raises SanbenchError if that fails.
 
+    option    of the command line, which named the folder
     problems  a sentence for each line that could not be read, after a call of `records`
     """
 
-    def __init__(self, root: Path | str = "results") -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str = "results", option: str = "--results") -> None:
+        self.root, self.option = Path(root), option
         self.work = self.root / "work"
         self.problems: list[str] = []
         self._known: dict[Path, tuple[tuple[int, ...], list[Record], list[str]]] = {}  # by file, until it changes
@@ -96,7 +98,7 @@ class Store:
     def must_exist(self) -> None:
         """Raises InputError where nothing was ever measured, which a typo in the folder's name looks like."""
         if not any((self.root / name).exists() for name in ("records", "benchmarks.jsonl")):
-            raise InputError(f"There are no results in {self.root}: name their folder with --results.")
+            raise InputError(f"There are no results in {self.root}: name their folder with {self.option}.")
 
     def benchmarks(self) -> list[Benchmark]:
         """All benchmarks, oldest first."""
@@ -167,12 +169,34 @@ class Store:
     def has_pictures(self, measurement: Measurement) -> bool:
         return self._pictures(measurement).is_dir()
 
-    def write_derived(self, files: Mapping[str, str | Callable[[Path], None]]) -> list[Path]:
-        """Write report files by name: a text, or a function that draws into the path it is given."""
-        for name, content in files.items():
-            with self.writing(self.root / name) as partial:
-                partial.write_text(content) if isinstance(content, str) else content(partial)
+    def pictures(self, measurement: Measurement) -> dict[int, list[Path]]:
+        """The examples that are kept of a measurement, by the image's index."""
+        found: dict[int, list[Path]] = {}
+        for path in sorted(self._pictures(measurement).glob("[0-9]*.png")):
+            found.setdefault(int(path.name.partition("-")[0]), []).append(path)
+        return found
+
+    def write_derived(self, files: Mapping[str, str]) -> list[Path]:
+        """Write report files by their paths from the root, and remove those of the report before that this one has not."""
+        listed = self.root / "report" / "files.json"
+        for name in self._derived(listed) - set(files):
+            (self.root / name).unlink(missing_ok=True)
+            if (self.root / name).parent != self.root and not any((self.root / name).parent.iterdir()):
+                (self.root / name).parent.rmdir()
+        for name, text in files.items():
+            self._write_text(self.root / name, text)
+        self._write_text(listed, json.dumps(sorted(files), indent=1) + "\n")
         return [self.root / name for name in files]
+
+    def _derived(self, listed: Path) -> set[str]:
+        """The files of the report before; of a list that was tampered with, nothing outside of the folder."""
+        try:
+            names = json.loads(listed.read_text()) if listed.is_file() else []
+        except ValueError:
+            names = []
+        kinds = (".md", ".html", ".tex", ".csv", ".svg")
+        inside = [name for name in names if isinstance(name, str) and ".." not in name and name.endswith(kinds)]
+        return {name for name in inside if (self.root / name).is_file() and not name.startswith(("/", "records", "rows"))}
 
     # work in progress
 
@@ -223,7 +247,7 @@ class Store:
                 partial.unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error
-            raise SanbenchError(f"Cannot write {path}: {reason}. Name another folder with --results.") from error
+            raise SanbenchError(f"Cannot write {path}: {reason}. Name another folder with {self.option}.") from error
 
     def _make_work(self) -> None:
         try:
@@ -232,7 +256,7 @@ class Store:
                 (self.work / ".gitignore").write_text("*\n")
         except OSError as error:
             raise SanbenchError(
-                f"Cannot write {self.root}: {error.strerror or error}. Name another folder with --results."
+                f"Cannot write {self.root}: {error.strerror or error}. Name another folder with {self.option}."
             ) from error
 
     def _write_text(self, path: Path, text: str) -> None:
