@@ -77,7 +77,7 @@ def remembering(read: ReadRows, limit: int = 2**28) -> ReadRows:
         if record.key in kept:
             return kept[record.key]
         found = read(record)
-        size += int(found.memory_usage().sum())
+        size += 8 * found.size
         if size <= limit:
             kept[record.key] = found
         return found

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,16 @@ def read_groups(path: Path) -> dict[str, pa.Table]:
 
 
 def read_group(path: Path, id: str) -> pa.Table | None:
-    with pq.ParquetFile(path) as file:
-        found = ids(file)
-        return group(file, found.index(id)) if id in found else None
+    status = path.stat()
+    file, found = opened(path, status.st_mtime_ns, status.st_size, status.st_ino)
+    return group(file, found.index(id)) if id in found else None
+
+
+@lru_cache(maxsize=8)
+def opened(path: Path, *version: int) -> tuple[pq.ParquetFile, list[str]]:
+    """The file of that version, which stays open: a report reads a hundred groups of each."""
+    file = pq.ParquetFile(path)
+    return file, ids(file)
 
 
 def group_ids(path: Path) -> list[str]:

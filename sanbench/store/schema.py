@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -106,11 +108,16 @@ class Measurement(Grown):
     kind: str
     setting: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of all fields of a Measurement, also of a Record of it."""
         decisive = self.model_dump(mode="json", include=set(Measurement.model_fields))
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("key", None)  # pydantic copies it, and it may be another
+        return copied
 
     @property
     def id(self) -> str:
