@@ -20,6 +20,7 @@ from sanbench.report.rendering import Picture, Table
 from sanbench.report.rotations import EXACT
 from sanbench.store.files import Store
 from sanbench_cli.console import print_records
+from sanbench_cli.tables import by_condition, by_images, column_names
 from tests.support.made_records import attacked, record, store_with
 from tests.support.report_pages import page, table
 
@@ -148,10 +149,19 @@ def test_the_console_prints_that_figure(store, capsys, monkeypatch):
     monkeypatch.setattr("sanbench_cli.console.console.width", 300, raising=False)
     records = [each for each in newest(store.records()) if each.kind == "attack"]
     findings = Findings(records, store.rows)
-    print_records(records, findings)
-    printed = re.findall(r"([\d.]+%) \[[\d.]+%, ", capsys.readouterr().out)
-    wanted = [f"{wilson(by_hand(r, records, store), r.counts['images']).value:.1%}" for r in records]
-    assert printed == wanted
+    print_records(records, findings, store.root)
+    printed = capsys.readouterr().out
+    expected = {r.key: f"{100 * wilson(by_hand(r, records, store), r.counts['images']).value:.1f}" for r in records}
+    found = {}
+    for title, group in by_images(records).items():
+        names = column_names(group)
+        block = printed[printed.index(title) :].split("└")[0].splitlines()
+        cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in block if line[:1] in "│┃"]
+        rows = {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[1:]}
+        for condition, alike in by_condition(group).items():
+            for each in alike:
+                found[each.key] = rows[condition][names[each.network.label, each.run]].split(" [")[0]
+    assert found == expected
 
 
 def test_flags_compare_the_same_figure():
