@@ -13,8 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import sanbench as sanbench_package
+from sanbench.data import load_dataset
+from sanbench.evaluation.corruptions import corrupt
 from sanbench.evaluation.pixels import pixels_in
 from sanbench.report import write_report
 from sanbench.store.files import Store
@@ -141,6 +145,16 @@ def test_examples_show_what_the_networks_saw(tmp_path):
         assert np.array_equal(np.rot90(before, -1), after)
         assert turned.count("<td>right<") >= 1 and turned.count("<td>wrong<") >= 1
         assert "pgd" in attack
+
+
+def test_pixels_of_a_corruption_are_those_that_the_network_saw(tmp_path):
+    images = load_dataset("fashion10k", "test")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    found = sanbench_package.evaluate(model, "fashion10k", "corrupt:fog:3", limit=5)
+    (record,) = [record for record in found.records if record.kind == "corruption"]
+    index = int(found.rows["index"][0])
+    (seen,) = pixels_in(tmp_path)(record, [index]) or []
+    assert (seen == corrupt(images.read([index])[0], "fog", 3, 0, index).permute(1, 2, 0).numpy()).all()
 
 
 def test_pixels_of_other_images_are_not_shown(tmp_path):

@@ -41,7 +41,10 @@ def pixels_in(root: Path) -> Pixels:
         perturbation = made_again(record, images) if images is not None and is_of(images, data) else None
         if images is None or perturbation is None:
             return None
-        seen = perturbation(images.read(list(indices)) / 255, torch.zeros(len(indices)), torch.tensor(indices)).images
+        read, numbers = images.read(list(indices)), torch.tensor(indices)
+        if perturbation.by_reader:
+            read = perturbation.change(read, numbers)
+        seen = perturbation(read / 255, torch.zeros(len(indices)), numbers).images
         return list((seen * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
     return pixels
