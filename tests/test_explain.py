@@ -237,6 +237,7 @@ def images_of(count: int = 3, side: int = 32) -> TensorImages:
 
 def test_rows_have_a_panel_for_each_thing_and_view(tmp_path):
     san, images = evaluated_of(network(attention="patchwise"), "san"), images_of()
+    images.labels = san.model(images.read(range(3)).float() / 255).argmax(1)  # right: an attack leaves others as they are
     asked = Asked((5, 9), stage=1, channels=True, rotate=90, attack="fgsm:8/255")
     rows = explain(san, images, 1, asked)
     assert [row.view for row in rows] == ["upright", "rotated 90°", "fgsm:8/255"]
@@ -245,6 +246,7 @@ def test_rows_have_a_panel_for_each_thing_and_view(tmp_path):
         assert list(row.panels) == titles
         assert all(panel.values.shape == (32, 32) for name, panel in row.panels.items() if "channels" not in name)
     np.testing.assert_allclose(rows[1].image, np.rot90(rows[0].image, -1))
+    assert 0 < np.abs(rows[2].image - rows[0].image).max() <= 8 / 255 + 1e-6
     assert rows[0].panels["attention, stage 1"].marked == (4, 8, 4)  # of 4 x 4 pixels
     assert rows[1].panels["attention, stage 1"].marked == (8, 24, 4)
     assert rows[0].panels["attention, stage 1"].signed and not rows[0].panels["spread, stage 1"].signed
@@ -258,6 +260,14 @@ def test_rows_have_a_panel_for_each_thing_and_view(tmp_path):
         rows + explain(evaluated_of(build_model("resnet26", num_classes=10, width=0.25).eval()), images, 1), tmp_path / "a.png"
     )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_view_says_that_an_image_was_not_attacked():
+    san, images = evaluated_of(network()), images_of()
+    images.labels = (san.model(images.read(range(3)).float() / 255).argmax(1) + 1) % 10
+    rows = explain(san, images, 0, Asked(attack="fgsm:8/255"))
+    assert [row.view for row in rows] == ["upright", "fgsm:8/255, unchanged"]
+    np.testing.assert_array_equal(rows[0].image, rows[1].image)
 
 
 def test_a_resnet_has_gradient_and_occlusion_alone_and_is_left_as_it_was():

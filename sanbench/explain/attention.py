@@ -30,6 +30,7 @@ class Layer:
         height, width = self.value.shape[-2:]
         return height, width
 
+    @torch.no_grad()
     def weights(self, row: int) -> Tensor:
         """The weights of the pixels in one row of the map over their footprints: G x K x W.
 

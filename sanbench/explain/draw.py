@@ -50,7 +50,7 @@ def draw(rows: Sequence[Row], path: Path, title: str = "") -> None:
 
 def limits(panels: Sequence[Panel]) -> tuple[float, float]:
     """The ends of the colours: from 0, or of signed values alike on both sides of it."""
-    values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels] or [np.zeros(1)])
+    values = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels] or [np.zeros(1, np.float32)])
     most = float(np.abs(values).max(initial=0)) or 1.0
     return (-most if any(panel.signed for panel in panels) else 0.0), most
 

@@ -96,6 +96,8 @@ def explain(
     side by side; and "roll-out", see `rollout`. Weights of patchwise attention have either sign; those of pairwise and of
     scalar attention are softmax. The pixel turns with the image.
 
+    An attack leaves an image unchanged that the network has wrong already: the view says so.
+
     Raises InputError for an index or a pixel outside, a stage without attention, and an attack that cannot be made.
     """
     if not 0 <= index < len(images):
@@ -128,7 +130,7 @@ def seen(evaluated: EvaluatedModel, image: Tensor, label: Tensor, asked: Asked) 
         yield View(f"rotated {asked.rotate:g}°", turned, rotated(pixel, (height, width), asked.rotate))
     if asked.attack is not None:
         found = attacked(evaluated, image.cpu(), label, asked.attack, device=image.device.type).to(image.device)
-        yield View(asked.attack, found, pixel)
+        yield View(asked.attack + (", unchanged" if found.equal(image) else ""), found, pixel)
 
 
 def rotated(pixel: Pixel, size: tuple[int, int], angle: float) -> Pixel:
