@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from sanbench.errors import InputError
 
+AT_ONCE = 2**20  # pixels of the covered images that a network is shown together: 20 images of 224 x 224
+
 
 def input_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """d logit_c / d x for each image and its class c: N x 3 x H x W in [0, 1] -> N x 3 x H x W, logits per unit of brightness.
@@ -29,7 +31,7 @@ def occlusion(
     fill: Tensor,
     side: int | None = None,
     stride: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Tensor:
     """How much the class's logit falls when a square is covered: 3 x H x W in [0, 1] -> H x W, in logits.
 
@@ -47,6 +49,7 @@ def occlusion(
         raise InputError(f"side {side} is not accepted: a square lies in the image, from 1 to {min(height, width)} pixels.")
     if not 1 <= stride <= side:
         raise InputError(f"stride {stride} is not accepted: squares of {side} pixels leave none out up to {side}.")
+    batch_size = batch_size or max(1, AT_ONCE // (height * width))
     corners = [(top, left) for top in steps(height, side, stride) for left in steps(width, side, stride)]
     whole = model(image[None])[0, class_]
     fall, covered = torch.zeros_like(image[0]), torch.zeros_like(image[0])
