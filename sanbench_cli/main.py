@@ -7,7 +7,7 @@ import typer
 
 from sanbench.errors import InputError
 from sanbench.evaluation.kinds import KINDS
-from sanbench_cli import evaluation, networks, training
+from sanbench_cli import evaluation, networks, show, training
 from sanbench_cli.applicable import Command
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_records, print_report, progress
@@ -42,6 +42,7 @@ app.command(cls=Command)(networks.export)
 for _name, _kind in KINDS.items():
     if _kind.command:
         app.command(_kind.command, cls=Command)(evaluation.evaluation_command(_name, _kind))
+app.command(cls=Command)(show.show)
 
 
 @app.command()

@@ -12,12 +12,16 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("device", "resume", "dry_run", "runs", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
     *("angles", "crop", "mask", "eps", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
     *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "width", "stages"),
-    *("capability", "against", "decode", "archives", "size"),
+    *("capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1", "pixels"),
 }
 WEIGHTS = "torchvision:resnet18 --weights a_file"
 IDLE = {  # by option: commands in which a value does nothing
     "image_size": ["train san10 --image-size 64", "export san10 --output new --image-size 64"],
-    "decoder": ["train san10 --decoder pil", "accuracy san10 --data fashion10k --decoder pil"],
+    "decoder": [
+        "train san10 --decoder pil",
+        "accuracy san10 --data fashion10k --decoder pil",
+        "show san10 --data fashion10k --decoder pil",
+    ],
     "skip_bad_images": ["train san10 --skip-bad-images"],
     "data_root": ["train san10 --data-root .", "accuracy san10 --data folder:. --data-root .", "bench train --data-root ."],
     "download": ["train san10 --download"],
@@ -35,7 +39,10 @@ IDLE = {  # by option: commands in which a value does nothing
     "target": ["attack san10 --attack pgd --target next"],
     "targets": ["attack san10 --attack pgd --targets 3"],
     "surrogate_weights": ["attack san10 --surrogate-weights x", "attack san10 --surrogate san10 --surrogate-weights x"],
-    "weights": ["accuracy san10 --weights a_file"],
+    "weights": ["accuracy san10 --weights a_file", "show san10 --weights a_file"],
+    "stage": ["show resnet26 --stage 2"],
+    "pixel": ["show resnet26 --pixel 3,4"],
+    "channels": ["show resnet26 --channels"],
     "mean": ["accuracy san10 --mean 1,1,1"],
     "std": ["accuracy san10 --std 1,1,1"],
     "resize": ["accuracy san10 --resize 64"],

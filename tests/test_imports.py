@@ -19,6 +19,7 @@ ROOMS = [
     "data",
     "runs",
     "evaluation",
+    "explain",
     "training",
     "studies",
 ]

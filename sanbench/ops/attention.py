@@ -75,6 +75,27 @@ def pooled(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     return torch.stack([mean, (share * (variances + (means - mean).square())).sum(0)], 1)
 
 
+def pairwise_weights(
+    query: Tensor, key: Tensor, position: Tensor | None, gamma: list[Tensor], relation: str, window: Footprint
+) -> Tensor:
+    """softmax_j(gamma([delta(phi(x_i), psi(x_j)), p_i - p_j])): N x G x K x P, positive, and 1 in sum over the footprint."""
+    return mapping(pairwise_delta(query, key, position, relation, window), gamma).softmax(2)
+
+
+def patchwise_weights(query: Tensor, key: Tensor, gamma: list[Tensor], relation: str, window: Footprint) -> Tensor:
+    """gamma(delta(x_R(i)))_j: N x G x K x P, of either sign, as there is no softmax."""
+    weights = mapping(patchwise_delta(query, key, relation, window), gamma)  # N x G K x 1 x P
+    return weights.squeeze(2).unflatten(1, (-1, window.size**2))
+
+
+def scalar_weights(query: Tensor, key: Tensor, heads: int, window: Footprint) -> Tensor:
+    """softmax_j(phi(x_i)^T psi(x_j) / sqrt(R / heads)): N x heads x K x P, positive, and 1 in sum over the footprint."""
+    query, key = widened(query), widened(key)
+    products = (window.centre(query) * window.expand(key)).unflatten(1, (-1, heads))  # N x R/heads x heads x K x P
+    scores = products.sum(1) / (query.shape[1] / heads) ** 0.5
+    return scores.softmax(2)
+
+
 def pairwise_attention(
     query: Tensor,
     key: Tensor,
@@ -94,8 +115,8 @@ def pairwise_attention(
     (their difference enters), or None. Returns N x C x Ho x Wo.
     """
     window = Footprint(footprint, stride, dilation, rows)
-    delta = pairwise_delta(query, key, position, relation, window)
-    out = aggregate(mapping(delta, gamma).softmax(2), window.expand(value)).to(value.dtype)
+    weights = pairwise_weights(query, key, position, gamma, relation, window)
+    out = aggregate(weights, window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
@@ -131,8 +152,8 @@ def patchwise_attention(
     As `pairwise_attention`, but gamma ends in G * K channels, weight channel g of neighbour k at g * K + k.
     """
     window = Footprint(footprint, stride, dilation, rows)
-    weights = mapping(patchwise_delta(query, key, relation, window), gamma)  # N x G K x 1 x P
-    out = aggregate(weights.squeeze(2).unflatten(1, (-1, footprint**2)), window.expand(value)).to(value.dtype)
+    weights = patchwise_weights(query, key, gamma, relation, window)
+    out = aggregate(weights, window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
@@ -166,10 +187,7 @@ def scalar_attention(
     et al. 2019). Head h compares channels h, h + heads, ... and weights those same value channels. heads divides R and C.
     """
     window = Footprint(footprint, stride, dilation, rows)
-    query, key = widened(query), widened(key)
-    products = (window.centre(query) * window.expand(key)).unflatten(1, (-1, heads))  # N x R/heads x heads x K x P
-    scores = products.sum(1) / (query.shape[1] / heads) ** 0.5
-    out = aggregate(scores.softmax(2), window.expand(value)).to(value.dtype)
+    out = aggregate(scalar_weights(query, key, heads, window), window.expand(value)).to(value.dtype)
     return out.unflatten(-1, window.output_size(*value.shape[-2:]))
 
 
