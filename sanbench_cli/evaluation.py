@@ -110,6 +110,7 @@ class Evaluation:
         from sanbench.data import read_list
         from sanbench.evaluation.api import Asked, evaluate
         from sanbench.evaluation.robust import Findings
+        from sanbench.progress import within
         from sanbench.runs.evaluated import load_evaluated
         from sanbench.store.files import Store
 
@@ -120,7 +121,7 @@ class Evaluation:
             names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
             check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
             start(self.device)
-            for evaluated in networks:
+            for number, evaluated in enumerate(networks):
                 found = evaluate(
                     evaluated,
                     self.data,
@@ -132,7 +133,7 @@ class Evaluation:
                     nproc=self.nproc,
                     save_images=getattr(options, "save_images", 0),
                     store=store,
-                    progress=bar,
+                    progress=within(bar, number / len(networks), (number + 1) / len(networks)),
                 )
                 records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
         print_records(records, Findings.of(store), self.results)

@@ -1,5 +1,6 @@
 """The evaluation loop: accuracy, rotations and attacks are pairs (setting, perturbation) handed to it."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,21 @@ class Perturbed(NamedTuple):
     places: int = 0  # in the batches that the network was shown while they were made
 
 
+class Seen(NamedTuple):
+    """How far the measurement of a batch is, in [0, 1]; of an attack also its member and the images that stand."""
+
+    share: float
+    about: str = ""
+    standing: int | None = None
+
+
+Watch = Callable[[Seen], None]
+
+
+def unwatched(seen: Seen) -> None:
+    """Tell nobody."""
+
+
 class Perturbation:
     """What happens to images before the network sees them.
 
@@ -35,12 +51,18 @@ class Perturbation:
     border   how many pixels around the network's input it is given too
     has_examples  whether what it makes is worth keeping as pictures
     by_reader  whether `change` makes the images, in the processes that read them, while the network works on others
+    passes  of the network for an image, at most; one backward counts as two
     """
 
     kind = ""
     border = 0
     has_examples = False
     by_reader = False
+    watch: Watch = staticmethod(unwatched)
+
+    @property
+    def passes(self) -> int:
+        return 1
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -57,6 +79,12 @@ class Perturbation:
     def in_batches(self, size: int) -> Self:
         """The same, which shows the network at most `size` images at once."""
         return self
+
+    def watched(self, watch: Watch) -> Self:
+        """The same, which tells `watch` how far it is."""
+        told = copy.copy(self)
+        object.__setattr__(told, "watch", watch)  # some are frozen
+        return told
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
         """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
@@ -128,13 +156,19 @@ def measure_one(
         started = time.perf_counter()
         given = without_border(images, batch.border - perturbation.border)
         perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
-        rows = score(model, perturbed, batch.indices, labels, batch_size)
+        watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
+        rows = score(model, perturbed, batch.indices, labels, batch_size, watch)
         return Scored(rows, perturbed, time.perf_counter() - started)
 
 
 @torch.no_grad()
 def score(
-    model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor, batch_size: int | None = None
+    model: nn.Module,
+    perturbed: Perturbed,
+    indices: Tensor,
+    labels: Tensor,
+    batch_size: int | None = None,
+    watch: Watch = unwatched,
 ) -> pd.DataFrame:
     """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
@@ -142,7 +176,11 @@ def score(
     `clean_prediction`, `success` is: right before, wrong now.
     """
     chunks = perturbed.images.split(batch_size or max(1, len(labels)))
-    logits = torch.cat([model(chunk) for chunk in chunks])
+    answers = []
+    for number, chunk in enumerate(chunks, start=1):
+        answers.append(model(chunk))
+        watch(Seen(number / len(chunks)))
+    logits = torch.cat(answers)
     prediction, finite = predictions(logits), logits.isfinite().all(1)
     top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & finite
     confidence = logits.softmax(1).amax(1)

@@ -190,6 +190,13 @@ class Store:
         with self.writing(self._part_path(measurement, number)) as partial:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
 
+    def part_rows(self, measurement: Measurement, part: int) -> pd.DataFrame | None:
+        """Those of one part; None where it is no part any more, but belongs to a record."""
+        try:
+            return pd.read_parquet(self._part_path(measurement, part))
+        except FileNotFoundError:
+            return None
+
     def read_parts(self, measurement: Measurement, parts: int) -> Part:
         """All parts as one, in order."""
         tables = [pq.read_table(self._part_path(measurement, number)) for number in range(parts)]
