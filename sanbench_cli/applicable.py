@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import typer.core
 
 from sanbench.errors import InputError
+from sanbench_cli.options import export_format
 
 Values = Mapping[str, Any]
 
@@ -49,10 +50,15 @@ def drawn(values: Values) -> bool:
     return values["limit"] is not None or not is_stored(values["data"])
 
 
+def sided(values: Values) -> bool:
+    """Whether a network is exported for images of one size."""
+    return export_format(values["form"], values["output"]) != "safetensors"
+
+
 RULES: tuple[Rule, ...] = (
     Rule(("train",), "run", lambda v: v["resume"] in (None, "auto"), "--resume names the run"),
     Rule(("train",), "profile", lambda v: not v["dry_run"], "--dry-run trains nothing"),
-    Rule(("export",), "image_size", lambda v: v["form"] != "safetensors", "safetensors holds weights, for images of any size"),
+    Rule(("export",), "image_size", sided, "safetensors holds weights, for images of any size"),
     Rule(("check",), "journal", lambda v: bool(v.get("decode", True)), "it is kept while --decode runs"),
     Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),

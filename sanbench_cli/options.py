@@ -67,6 +67,14 @@ def number_within(option: str, low: float, high: float) -> Callable[[float | Non
     return check
 
 
+def export_format(form: str | None, output: Path) -> str:
+    """What --format says, or else the file's suffix; safetensors without either. Raises InputError where they disagree."""
+    told = output.suffix.removeprefix(".")
+    if form is not None and told in EXPORTS and told != form:
+        raise InputError(f"--format {form} is not accepted for {output}: its suffix says {told}.")
+    return form or (told if told in EXPORTS else "safetensors")
+
+
 def folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise InputError(f"--runs {path} is not accepted: it is no folder.")

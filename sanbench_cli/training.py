@@ -233,7 +233,10 @@ def show_plan(config: "TrainConfig", processes: int) -> None:
     from sanbench.training.plan import plan
 
     ProcessGroup(0, processes).check(config.recipe.batch_size, config.accumulate)
-    print_plan(config, plan(config, load_dataset(config.data, "train", config.read_options), processes), processes)
+    images = load_dataset(config.data, "train", config.read_options)
+    spec = config.model.model_copy(update={"num_classes": len(images.classes)})
+    told = config.model_copy(update={"model": spec, "image_size": images.side})  # as the images are, whatever is the default
+    print_plan(told, plan(config, images, processes), processes)
 
 
 def show_changes(folder: Path, config: "TrainConfig", machine: "Machine") -> None:
