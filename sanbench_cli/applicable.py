@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import typer.core
 
 from sanbench.errors import InputError
+from sanbench_cli.console import console
+from sanbench_cli.help import page
 from sanbench_cli.options import export_format
 
 Values = Mapping[str, Any]
+WIDEST = 120  # characters of a line of help
 
 
 class Rule(NamedTuple):
@@ -75,7 +78,10 @@ RULES: tuple[Rule, ...] = (
 
 
 class Command(typer.core.TyperCommand):
-    """A command that refuses options without an effect before it does anything."""
+    """A command that refuses options without an effect before it does anything, and whose help has groups."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(page(self, ctx, min(console.width, WIDEST)) + "\n")
 
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
-from sanbench_cli.applicable import check_data_options
+from sanbench_cli.applicable import Command, check_data_options
 from sanbench_cli.console import console, progress
 from sanbench_cli.options import (
     BATCH,
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
 Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.", **ROUNDS)]
-BatchSize = Annotated[int, typer.Option(**BATCH)]
+BatchSize = Annotated[int, typer.Option(help="Images at once.", **BATCH)]
 FOOTPRINT = {"min": 1, "max": 31}  # pixels a side
 RATIO = "ratio [range]"
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.", callback=one_of("dtype", DTYPES))]
 
 
-@bench.command()
+@bench.command(cls=Command)
 def model(
     pairs: Annotated[list[str] | None, typer.Argument(metavar="SAN", help="Default: san19_pairwise san19_patchwise.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Training steps.")] = False,
@@ -83,7 +83,7 @@ def model(
     )
 
 
-@bench.command("data")
+@bench.command("data", cls=Command)
 def reading(
     photographs: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
@@ -111,7 +111,7 @@ def reading(
     )
 
 
-@bench.command("images")
+@bench.command("images", cls=Command)
 def made_images(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where val/ with 1,000 class folders is written.")],
     images: Annotated[int, typer.Option(help="Files of 500 x 375.", **COUNT)] = 50_000,
@@ -125,10 +125,10 @@ def made_images(
     console.print(f"{folder}: {images:,} files. Next: --data imagenet --data-root {folder}", soft_wrap=True)
 
 
-@bench.command()
+@bench.command(cls=Command)
 def ops(
     batch_size: BatchSize = 4,
-    image_size: Annotated[int, typer.Option(**SIDE)] = 224,
+    image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
     footprint: Annotated[int | None, typer.Option(help="Of stages 1 to 4; default: 7.", **FOOTPRINT)] = None,
     kernels: Annotated[str | None, typer.Option(help="Default: every kernel but plain, which expands whole batches.")] = None,
     n: Count = 5,
@@ -148,11 +148,11 @@ def ops(
     note(f"Batch {batch_size}, maps of a {image_size} x {image_size} image, float32, evaluation, medians, {conditions(found)}.")
 
 
-@bench.command()
+@bench.command(cls=Command)
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
     width: Annotated[float, typer.Option(help="Multiplies all channels.", callback=number_within("--width", 0, 8))] = 0.5,
-    images: Annotated[int, typer.Option(**COUNT)] = 128,
+    images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 128,
     batch_size: BatchSize = 64,
     n: Count = 5,
     device: Device = "auto",
@@ -171,7 +171,7 @@ def evaluate(
     note(f"{network}, {found[0].setting['images']} images, batch {batch_size}, medians, {conditions(found)}.")
 
 
-@bench.command()
+@bench.command(cls=Command)
 def pipeline(
     network: Annotated[
         str, typer.Argument(metavar="stub|RUN|CHECKPOINT|MODEL", help="stub is one 1 x 1 convolution.")
@@ -199,7 +199,7 @@ def pipeline(
     note(f"{found[0].setting['network']}, {images:,} images, {conditions(found)}. Readers: processes that read and corrupt.")
 
 
-@bench.command()
+@bench.command(cls=Command)
 def protocol(
     network: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="MODEL has fresh weights.")] = "san10",
     images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 50_000,
@@ -236,7 +236,7 @@ def protocol(
     )
 
 
-@bench.command()
+@bench.command(cls=Command)
 def train(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Default: san10 resnet26.")] = None,
     data: Annotated[str, typer.Option(help="As for `sanbench train`.")] = "fashion10k",
@@ -247,7 +247,7 @@ def train(
         str, typer.Option(help="auto, fp32, bf16 or fp16.", callback=one_of("precision", PRECISIONS))
     ] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the networks.")] = False,
-    workers: Annotated[int, typer.Option(**WORKERS)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read.", **WORKERS)] = 0,
     n: Count = 5,
     device: Device = "auto",
     results: Results = Path("results"),
@@ -275,7 +275,7 @@ def train(
     )
 
 
-@bench.command()
+@bench.command(cls=Command)
 def roofline(
     name: Annotated[str, typer.Argument(metavar="SAN", help="One of the pairwise and patchwise networks.")] = "san19",
     dtype: GpuDtype = "bfloat16",
@@ -304,7 +304,7 @@ def roofline(
         )
 
 
-@bench.command()
+@bench.command(cls=Command)
 def kernels(
     attention: Annotated[str, typer.Argument(help="pairwise or patchwise.")] = "patchwise",
     stages: Annotated[str, typer.Option(help="Of 0 to 4, comma-separated.")] = "0,1,2,3,4",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sanbench.data.check import SplitCheck
 
 data = typer.Typer(no_args_is_help=True, help="Check, unpack and shrink ImageNet and sets laid out like it.")
-Name = Annotated[str, typer.Argument(metavar="imagenet")]
+Name = Annotated[str, typer.Argument(metavar="imagenet", help="The only set with archives to unpack.")]
 Checked = Annotated[str, typer.Argument(metavar="imagenet|imagenet-a|imagenet-c|...", help="A set with a published layout.")]
 Root = Annotated[Path, typer.Option(help="Folder of train/ and val/, or of what a test set's archive unpacks.")]
 SHOWN = 50  # problems; the rest are counted
@@ -40,7 +40,7 @@ def check(
     show(found, data_root, name)
 
 
-@data.command()
+@data.command(cls=Command)
 def prepare(
     name: Name,
     archives: Annotated[Path, typer.Option(help="Folder of the official tar files: train, val, devkit.")],
@@ -57,7 +57,7 @@ def prepare(
     show(found, data_root, name)
 
 
-@data.command()
+@data.command(cls=Command)
 def shrink(
     data_root: Root,
     output: Annotated[Path, typer.Option(help="Folder of the smaller images.")],

@@ -46,11 +46,16 @@ Networks = Annotated[
 Data = Annotated[str | None, typer.Option(help="Data set, also such as imagenet-a; default: what a network was trained on.")]
 ListOfImages = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000."),
+    typer.Option(
+        metavar="FILE",
+        help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000. Default: all of the split.",
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.", **COUNT)]
+Limit = Annotated[
+    int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed. Default: all images.", **COUNT)
+]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
-BatchSize = Annotated[int, typer.Option(**BATCH)]
+BatchSize = Annotated[int, typer.Option(help="Images that the network sees at once.", **BATCH)]
 Decoder = Annotated[
     str | None,
     typer.Option(

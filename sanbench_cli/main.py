@@ -39,15 +39,15 @@ def sanbench(
 
 
 app.command(cls=Command)(training.train)
-app.command()(training.runs)
-app.command("import")(networks.import_checkpoint)
+app.command(cls=Command)(training.runs)
+app.command("import", cls=Command)(networks.import_checkpoint)
 app.command(cls=Command)(networks.export)
 for _name, _kind in KINDS.items():
     if _kind.command:
         app.command(_kind.command, cls=Command)(evaluation.evaluation_command(_name, _kind))
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     results: Results = Path("results"),
     formats: Annotated[
@@ -61,7 +61,7 @@ def report(
     print_report(write_report(Store(results), formats))
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     first: Annotated[
         str, typer.Argument(metavar="RUN|NETWORK|FOLDER", help="A run or network of --results, or a results folder.")
@@ -89,7 +89,7 @@ def compare(
     print_comparison(found, first, second, bool(folders))
 
 
-@app.command()
+@app.command(cls=Command)
 def reproduce(
     everything: Annotated[
         bool, typer.Option("--all", help="Every attack, a sweep of angles, all corruptions: about half an hour.")
@@ -116,7 +116,7 @@ def reproduce(
         console.print(f"Compare with what was committed: sanbench compare {COMMITTED} {results}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def models() -> None:
     """List the networks: parameters, GMACs at 224, and the published figures."""
     from sanbench.models import MODELS, size
@@ -134,7 +134,7 @@ def models() -> None:
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def info() -> None:
     """Show versions, device, kernels in use, threads and the allocator's setting."""
     from sanbench.bench.machine import machine

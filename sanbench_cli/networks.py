@@ -13,7 +13,9 @@ from sanbench_cli.options import COUNT, EXPORTS, SIDE, Output, Runs, export_form
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A file in the layout of the paper's authors.")],
     output: Output,
-    model: Annotated[str | None, typer.Option(help="Which network it is, as `sanbench models` lists.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which network it is, as `sanbench models` lists; not with --export.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.", **COUNT)] = None,
     export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
 ) -> None:
@@ -32,7 +34,7 @@ def import_checkpoint(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="What is exported.")],
     output: Output,
     form: Annotated[
         str | None,

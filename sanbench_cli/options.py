@@ -91,14 +91,20 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)
 Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=one_of("device", DEVICES))]
-Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/. Default: data, or where a run had it."),
+]
 
 Weights = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="State dict of a network from elsewhere, .pt or .safetensors; one for each."),
 ]
-Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1].")]
-Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="What it divides by.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1]. Default: timm's own, else ImageNet's."),
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="What it divides by. Default: timm's own, else ImageNet's.")]
 Resize = Annotated[
     int | None, typer.Option(help="Shorter side of its photographs before the crop; default: crop x 256/224.", **SIDE)
 ]
@@ -110,7 +116,7 @@ Interpolation = Annotated[
     typer.Option(
         "--interpolation",
         "--network-interpolation",
-        help="nearest, bilinear, bicubic or lanczos, of --resize.",
+        help="nearest, bilinear, bicubic or lanczos, of --resize. Default: timm's own, else bilinear.",
         callback=one_of("interpolation", INTERPOLATIONS),
     ),
 ]
