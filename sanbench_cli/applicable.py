@@ -8,6 +8,7 @@ Which data set reads --data-root, --download, --image-size, --decoder and --skip
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import typer
 import typer.core
 
 from sanbench.errors import InputError
@@ -91,6 +92,13 @@ class Command(typer.core.TyperCommand):
                     if self.name in rule.commands and rule.option == parameter.name and not rule.matters(ctx.params):
                         raise no_effect(parameter.opts[-1], ctx.params[parameter.name], rule.otherwise)
         return super().invoke(ctx)
+
+
+class Typer(typer.Typer):
+    """Commands that are a `Command` each."""
+
+    def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
+        return super().command(name, cls=cls, **options)
 
 
 def check_data_options(data: Iterable[str], options: Values) -> None:

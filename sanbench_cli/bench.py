@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
-from sanbench_cli.applicable import Command, check_data_options
+from sanbench_cli.applicable import Typer, check_data_options
 from sanbench_cli.console import console, progress
 from sanbench_cli.options import (
     BATCH,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sanbench.progress import Report
     from sanbench.store.schema import Benchmark
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
+bench = Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
 Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.", **ROUNDS)]
 BatchSize = Annotated[int, typer.Option(help="Images at once.", **BATCH)]
 FOOTPRINT = {"min": 1, "max": 31}  # pixels a side
@@ -41,7 +41,7 @@ RATIO = "ratio [range]"
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.", callback=one_of("dtype", DTYPES))]
 
 
-@bench.command(cls=Command)
+@bench.command()
 def model(
     pairs: Annotated[list[str] | None, typer.Argument(metavar="SAN", help="Default: san19_pairwise san19_patchwise.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Training steps.")] = False,
@@ -83,7 +83,7 @@ def model(
     )
 
 
-@bench.command("data", cls=Command)
+@bench.command("data")
 def reading(
     photographs: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
@@ -111,7 +111,7 @@ def reading(
     )
 
 
-@bench.command("images", cls=Command)
+@bench.command("images")
 def made_images(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where val/ with 1,000 class folders is written.")],
     images: Annotated[int, typer.Option(help="Files of 500 x 375.", **COUNT)] = 50_000,
@@ -125,7 +125,7 @@ def made_images(
     console.print(f"{folder}: {images:,} files. Next: --data imagenet --data-root {folder}", soft_wrap=True)
 
 
-@bench.command(cls=Command)
+@bench.command()
 def ops(
     batch_size: BatchSize = 4,
     image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
@@ -148,7 +148,7 @@ def ops(
     note(f"Batch {batch_size}, maps of a {image_size} x {image_size} image, float32, evaluation, medians, {conditions(found)}.")
 
 
-@bench.command(cls=Command)
+@bench.command()
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
     width: Annotated[float, typer.Option(help="Multiplies all channels.", callback=number_within("--width", 0, 8))] = 0.5,
@@ -171,7 +171,7 @@ def evaluate(
     note(f"{network}, {found[0].setting['images']} images, batch {batch_size}, medians, {conditions(found)}.")
 
 
-@bench.command(cls=Command)
+@bench.command()
 def pipeline(
     network: Annotated[
         str, typer.Argument(metavar="stub|RUN|CHECKPOINT|MODEL", help="stub is one 1 x 1 convolution.")
@@ -199,7 +199,7 @@ def pipeline(
     note(f"{found[0].setting['network']}, {images:,} images, {conditions(found)}. Readers: processes that read and corrupt.")
 
 
-@bench.command(cls=Command)
+@bench.command()
 def protocol(
     network: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="MODEL has fresh weights.")] = "san10",
     images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 50_000,
@@ -236,7 +236,7 @@ def protocol(
     )
 
 
-@bench.command(cls=Command)
+@bench.command()
 def train(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Default: san10 resnet26.")] = None,
     data: Annotated[str, typer.Option(help="As for `sanbench train`.")] = "fashion10k",
@@ -275,7 +275,7 @@ def train(
     )
 
 
-@bench.command(cls=Command)
+@bench.command()
 def roofline(
     name: Annotated[str, typer.Argument(metavar="SAN", help="One of the pairwise and patchwise networks.")] = "san19",
     dtype: GpuDtype = "bfloat16",
@@ -304,7 +304,7 @@ def roofline(
         )
 
 
-@bench.command(cls=Command)
+@bench.command()
 def kernels(
     attention: Annotated[str, typer.Argument(help="pairwise or patchwise.")] = "patchwise",
     stages: Annotated[str, typer.Option(help="Of 0 to 4, comma-separated.")] = "0,1,2,3,4",

@@ -7,9 +7,10 @@ import ast
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import sanbench
 
 HEAD = 26  # characters of an option's name beside which its text stands
 GROUPS: dict[str, tuple[str, ...]] = {  # the options that many commands share; all others are what the command is there for
@@ -37,9 +38,9 @@ VALUES = {"int": "N", "float": "X", "path": "PATH"}  # how a value of a type is 
 
 @cache
 def tree(module: str) -> ast.Module:
-    spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
-    return ast.parse(Path(spec.origin).read_text())
+    """The source of `sanbench.*`, as a file or as a folder's __init__.py."""
+    path = Path(sanbench.__file__).parent.joinpath(*module.split(".")[1:])
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
 
 
 def keys(module: str, table: str) -> list[str]:

@@ -8,7 +8,7 @@ import typer
 from sanbench.errors import InputError
 from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, training
-from sanbench_cli.applicable import Command
+from sanbench_cli.applicable import Typer
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_comparison, print_records, print_report, progress
 from sanbench_cli.data import data
@@ -16,7 +16,7 @@ from sanbench_cli.options import REPORTS, Device, Results, Runs, list_of, start
 from sanbench_cli.results import results
 from sanbench_cli.tables import Table
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 COMMITTED = Path("results")  # of a clone: what its authors measured
@@ -38,16 +38,16 @@ def sanbench(
     """Train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
 
 
-app.command(cls=Command)(training.train)
-app.command(cls=Command)(training.runs)
-app.command("import", cls=Command)(networks.import_checkpoint)
-app.command(cls=Command)(networks.export)
+app.command()(training.train)
+app.command()(training.runs)
+app.command("import")(networks.import_checkpoint)
+app.command()(networks.export)
 for _name, _kind in KINDS.items():
     if _kind.command:
-        app.command(_kind.command, cls=Command)(evaluation.evaluation_command(_name, _kind))
+        app.command(_kind.command)(evaluation.evaluation_command(_name, _kind))
 
 
-@app.command(cls=Command)
+@app.command()
 def report(
     results: Results = Path("results"),
     formats: Annotated[
@@ -61,7 +61,7 @@ def report(
     print_report(write_report(Store(results), formats))
 
 
-@app.command(cls=Command)
+@app.command()
 def compare(
     first: Annotated[
         str, typer.Argument(metavar="RUN|NETWORK|FOLDER", help="A run or network of --results, or a results folder.")
@@ -84,12 +84,14 @@ def compare(
         found = compare_stores(*(Findings.of(Store(folder)) for folder in folders))
     else:
         store = Store(results)
-        store.must_exist()
+        if not (results / "records").is_dir():
+            sentence = f"{first!r} and {second!r} cannot be compared: there are no results in {results}, name their folder"
+            raise InputError(f"{sentence} with --results.")
         found = compare_networks(Findings.of(store), first, second)
     print_comparison(found, first, second, bool(folders))
 
 
-@app.command(cls=Command)
+@app.command()
 def reproduce(
     everything: Annotated[
         bool, typer.Option("--all", help="Every attack, a sweep of angles, all corruptions: about half an hour.")
@@ -116,7 +118,7 @@ def reproduce(
         console.print(f"Compare with what was committed: sanbench compare {COMMITTED} {results}", soft_wrap=True)
 
 
-@app.command(cls=Command)
+@app.command()
 def models() -> None:
     """List the networks: parameters, GMACs at 224, and the published figures."""
     from sanbench.models import MODELS, size
@@ -134,7 +136,7 @@ def models() -> None:
     )
 
 
-@app.command(cls=Command)
+@app.command()
 def info() -> None:
     """Show versions, device, kernels in use, threads and the allocator's setting."""
     from sanbench.bench.machine import machine

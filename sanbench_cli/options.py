@@ -102,7 +102,9 @@ Weights = Annotated[
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1]. Default: timm's own, else ImageNet's."),
+    typer.Option(
+        metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1]. Default: timm's own, else ImageNet's."
+    ),
 ]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="What it divides by. Default: timm's own, else ImageNet's.")]
 Resize = Annotated[

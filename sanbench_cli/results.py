@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-import typer
-
 from sanbench.errors import SanbenchError
-from sanbench_cli.applicable import Command
+from sanbench_cli.applicable import Typer
 from sanbench_cli.console import console, errors, progress
 from sanbench_cli.options import Results
 
-results = typer.Typer(no_args_is_help=True, help="Look after the folder of records and rows.")
+results = Typer(no_args_is_help=True, help="Look after the folder of records and rows.")
 
 
-@results.command(cls=Command)
+@results.command()
 def check(results: Results = Path("results")) -> None:
     """Read every record and its rows, compare their digests, and count again: sanbench results check."""
     from sanbench.store.check import check as check_store

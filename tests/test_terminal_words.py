@@ -27,7 +27,7 @@ def test_a_dry_run_tells_classes_and_side_of_the_data():
     outcome = sanbench("train", "san10", "--dry-run", "--set", "width=0.25")
     assert outcome.exit_code == 0, outcome.output
     told = json.loads(outcome.stdout[: outcome.stdout.rindex("}") + 1])
-    assert (told["model"]["num_classes"], told["image_size"]) == (10, 28)
+    assert (told["model"]["num_classes"], told["image_size"]) == (10, 32)
 
 
 def test_a_measurement_from_cache_has_the_name_of_the_run_that_was_asked_for(runs, tmp_path):

@@ -31,6 +31,7 @@ NEEDED = {  # what a command needs beside the option, so that the option is what
     "rotate": ("san10", "--runs", "{runs}", "--results", "new", "--angles", "45"),
     "attack": ("san10", "--runs", "{runs}", "--results", "new", "--attack", "pgd-targeted"),
     "corrupt": ("san10", "--runs", "{runs}", "--results", "new"),
+    "compare": ("one", "two"),
     "bench": ("--results", "new"),
     "bench roofline": (),
     "bench kernels": (),
