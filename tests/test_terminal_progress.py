@@ -2,9 +2,11 @@
 
 import io
 
+import pandas as pd
 import pytest
 import torch
 
+from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
 from sanbench.evaluation.attacks import attack as attacks
 from sanbench.evaluation.attacks.attack import bind
@@ -149,3 +151,45 @@ def test_parts_shrink_with_the_declared_cost_alone(evaluated):
         own = Condition(None, *bind(evaluated.model, parse_attacks(name, "8/255")))
         (chosen,) = by_part([own], 32)
         assert chosen == FEWEST or chosen * own.perturbation.passes <= MOST
+
+
+def test_an_attack_goes_on_at_the_round_that_was_interrupted(evaluated, images, tmp_path, monkeypatch):
+    """Rows are those of an attack without interruption, and rounds that were done are not done again."""
+    monkeypatch.setattr(attacks, "KEEP", -1.0)
+    settings = config("pgd", "1/2550", steps=3, restarts=4)
+    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
+    done = []
+    original = attacks.run_round
+
+    def rounds_then_stop(queried, turn, indices):
+        done.append(turn.restart)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return original(queried, turn, indices)
+
+    def found(folder):
+        return evaluate(evaluated, images, bind(evaluated.model, [("pgd", settings)]), folder, CPU)[0]
+
+    monkeypatch.setattr(attacks, "run_round", rounds_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        found(store)
+    assert len(list(store.work.glob("parts/*/*.unfinished"))) == 1
+    resumed = found(store)
+    monkeypatch.setattr(attacks, "run_round", original)
+    wanted = found(whole)
+    assert done == [0, 1, 2, 2, 3]
+    assert resumed.counts == wanted.counts
+    pd.testing.assert_frame_equal(store.rows(resumed), whole.rows(wanted))
+    assert not list(store.work.glob("parts/*/*.unfinished"))
+
+
+def test_a_damaged_state_of_an_attack_is_no_state(evaluated, images, tmp_path):
+    (perturbation,) = bind(evaluated.model, parse_attacks("fgsm", "1/255"))
+    measured = evaluation.measurement(evaluated, images, range(len(images)), perturbation, EvaluationOptions())
+    kept = parts.Kept(Store(tmp_path), measured, 0)
+    assert kept.load() is None
+    kept.save({"round": 3})
+    assert kept.load() == {"round": 3}
+    path = kept.store.unfinished_path(measured, 0)
+    path.write_bytes(path.read_bytes()[:100])
+    assert kept.load() is None

@@ -35,7 +35,7 @@ from sanbench.store.rows import digest
 from sanbench.store.schema import ImageSet, Measurement, Record, now
 
 PART = 256  # images between two points from which an interrupted measurement goes on, at most
-FEWEST = 8  # at least
+FEWEST = 32  # at least: fewer would leave a processor idle, and a long attack goes on from within a part
 MOST = 60_000  # passes of images of 32 x 32 in a part: about a minute of a small network on two cores
 ALL_IMAGES = EvaluationOptions()
 LOOK = 0.5  # seconds between two looks at what other processes measure

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import pandas as pd
 import torch
@@ -26,6 +26,7 @@ class Perturbed(NamedTuple):
     columns: dict[str, Tensor]  # N each: what the rows shall say about the perturbation
     rounded: Tensor | None = None  # the same in 8 bits, where that has to be inside a budget
     places: int = 0  # in the batches that the network was shown while they were made
+    earlier: float = 0.0  # seconds that were spent on them before an interruption
 
 
 class Seen(NamedTuple):
@@ -37,6 +38,14 @@ class Seen(NamedTuple):
 
 
 Watch = Callable[[Seen], None]
+
+
+class Keeper(Protocol):
+    """What has become of a batch's images so far, kept for the case that their measurement is interrupted."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
 def unwatched(seen: Seen) -> None:
@@ -59,6 +68,7 @@ class Perturbation:
     has_examples = False
     by_reader = False
     watch: Watch = staticmethod(unwatched)
+    keeper: Keeper | None = None
 
     @property
     def passes(self) -> int:
@@ -80,10 +90,11 @@ class Perturbation:
         """The same, which shows the network at most `size` images at once."""
         return self
 
-    def watched(self, watch: Watch) -> Self:
-        """The same, which tells `watch` how far it is."""
+    def watched(self, watch: Watch, keeper: Keeper | None = None) -> Self:
+        """The same, which tells `watch` how far it is; what takes minutes goes on from what `keeper` has."""
         told = copy.copy(self)
-        object.__setattr__(told, "watch", watch)  # some are frozen
+        for name, value in (("watch", watch), ("keeper", keeper)):
+            object.__setattr__(told, name, value)  # some are frozen
         return told
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
@@ -158,7 +169,7 @@ def measure_one(
         perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
         watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
         rows = score(model, perturbed, batch.indices, labels, batch_size, watch)
-        return Scored(rows, perturbed, time.perf_counter() - started)
+        return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,7 +135,11 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
             here = batch._replace(images=batch.images.to(device, non_blocking=True))
             for condition in conditions:
                 pieces.append((part, condition, waited))
-                yield here, [condition.perturbation.watched(partial(clock.seen, job, progress, part, condition))]
+                watch, keeper = (
+                    partial(clock.seen, job, progress, part, condition),
+                    Kept(job.store, condition.measurement, part),
+                )
+                yield here, [condition.perturbation.watched(watch, keeper)]
 
     notice = partial(tell, job, progress)
     tell(job, progress)
@@ -150,6 +155,27 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
             clock.tell(job, progress, TELL)
     clock.tell(job, progress, 0)
     return bool(tasks)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What has become of the images of a part that is not finished; see `sanbench.evaluation.loop.Keeper`."""
+
+    store: Store
+    measurement: Measurement
+    part: int
+
+    def load(self) -> dict[str, Any] | None:
+        path = self.store.unfinished_path(self.measurement, self.part)
+        try:
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError):  # none, or damaged: the part is measured from its beginning
+            return None
+        return found
+
+    def save(self, state: dict[str, Any]) -> None:
+        with self.store.writing(self.store.unfinished_path(self.measurement, self.part)) as partial_file:
+            torch.save(state, partial_file)
 
 
 class Clock:

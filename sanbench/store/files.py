@@ -189,6 +189,11 @@ class Store:
         cost = {name: str(getattr(part, name)) for name in ("seconds", "places", "waited")}
         with self.writing(self._part_path(measurement, number)) as partial:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
+        self.unfinished_path(measurement, number).unlink(missing_ok=True)
+
+    def unfinished_path(self, measurement: Measurement, part: int) -> Path:
+        """Where a part is kept as far as it is, while it is measured."""
+        return self._part_path(measurement, part).with_suffix(".unfinished")
 
     def part_rows(self, measurement: Measurement, part: int) -> pd.DataFrame | None:
         """Those of one part; None where it is no part any more, but belongs to a record."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
 MANY = 10**9  # classes: more than any attack has targets
+KEEP = 20.0  # seconds between two points from which an interrupted attack goes on, where rounds are shorter
 TELL = 0.5  # seconds between two tellings of how far it is
 
 
@@ -99,7 +100,14 @@ class Attack(Perturbation):
         fell, member = left.clone(), torch.full_like(labels, -1)
         adversarial = images.clone()
         rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
-        for number_of_round, turn in enumerate(rounds):
+        state = {"fell": fell, "left": left, "member": member, "adversarial": adversarial, **columns}
+        first, earlier = self.resume(state, indices)
+        kept = started = time.monotonic()
+        for number_of_round, turn in enumerate(rounds[first:], start=first):
+            if self.keeper is not None and time.monotonic() - kept > KEEP:
+                kept = time.monotonic()
+                told = {"round": number_of_round, "seconds": earlier + kept - started, "sizes": self.sizes, "indices": indices}
+                self.keeper.save(state | told)
             rows = (~left).nonzero()[:, 0]
             if len(rows) == 0:
                 break
@@ -120,7 +128,17 @@ class Attack(Perturbation):
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
-        return perturbed._replace(places=batches * self.batch_size)
+        return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
+
+    def resume(self, state: dict[str, Tensor], indices: Tensor) -> tuple[int, float]:
+        """Fill `state` with what was kept of these images: the round to go on with, and the seconds spent until then."""
+        found = None if self.keeper is None else self.keeper.load()
+        if found is None or found["indices"].tolist() != indices.tolist():
+            return 0, 0.0
+        for name, values in state.items():
+            values.copy_(found[name])
+        self.sizes[:] = found["sizes"]
+        return found["round"], found["seconds"]
 
     def in_batches(self, size: int) -> Self:
         if size >= self.batch_size:
