@@ -188,7 +188,7 @@ def test_a_damaged_state_of_an_attack_is_no_state(evaluated, images, tmp_path):
     measured = evaluation.measurement(evaluated, images, range(len(images)), perturbation, EvaluationOptions())
     kept = parts.Kept(Store(tmp_path), measured, 0)
     assert kept.load() is None
-    kept.save({"round": 3})
+    kept.keep({"round": 3})
     assert kept.load() == {"round": 3}
     path = kept.store.unfinished_path(measured, 0)
     path.write_bytes(path.read_bytes()[:100])

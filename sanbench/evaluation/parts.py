@@ -173,9 +173,8 @@ class Kept:
             return None
         return found
 
-    def save(self, state: dict[str, Any]) -> None:
-        with self.store.writing(self.store.unfinished_path(self.measurement, self.part)) as partial_file:
-            torch.save(state, partial_file)
+    def keep(self, state: dict[str, Any]) -> None:
+        self.store.write_unfinished(self.measurement, self.part, partial(torch.save, state))
 
 
 class Clock:

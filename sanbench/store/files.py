@@ -191,6 +191,11 @@ class Store:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
         self.unfinished_path(measurement, number).unlink(missing_ok=True)
 
+    def write_unfinished(self, measurement: Measurement, part: int, write: Callable[[Path], object]) -> None:
+        """Keep how far a part is, as `write` writes it."""
+        with self.writing(self.unfinished_path(measurement, part)) as partial:
+            write(partial)
+
     def unfinished_path(self, measurement: Measurement, part: int) -> Path:
         """Where a part is kept as far as it is, while it is measured."""
         return self._part_path(measurement, part).with_suffix(".unfinished")

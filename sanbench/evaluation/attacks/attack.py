@@ -107,7 +107,7 @@ class Attack(Perturbation):
             if self.keeper is not None and time.monotonic() - kept > KEEP:
                 kept = time.monotonic()
                 told = {"round": number_of_round, "seconds": earlier + kept - started, "sizes": self.sizes, "indices": indices}
-                self.keeper.save(state | told)
+                self.keeper.keep(state | told)
             rows = (~left).nonzero()[:, 0]
             if len(rows) == 0:
                 break
