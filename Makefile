@@ -1,6 +1,9 @@
 # The two commands of the README. Everything installs into .venv; torch and torchvision are a pair known to work together.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where git does not look: results/ is the committed record, with which `sanbench compare results $(MADE)/results` compares.
+MADE := work/reproduce
+OWN := --runs $(MADE)/runs --results $(MADE)/results
 
 .venv/installed: pyproject.toml setup.py $(wildcard sanbench/ops/cpu/*.cpp sanbench/ops/cpu/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -10,13 +13,13 @@ BIN := .venv/bin
 
 .PHONY: reproduce reproduce-all reproduce-full readme test test-slow soak check
 reproduce: .venv/installed
-	$(BIN)/sanbench reproduce
+	$(BIN)/sanbench reproduce $(OWN)
 
 reproduce-all: .venv/installed
-	$(BIN)/sanbench reproduce --all
+	$(BIN)/sanbench reproduce --all $(OWN)
 
 reproduce-full: .venv/installed
-	$(BIN)/sanbench reproduce --full
+	$(BIN)/sanbench reproduce --full $(OWN)
 
 readme: .venv/installed
 	$(BIN)/python -m tests.test_docs

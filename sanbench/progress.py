@@ -5,13 +5,25 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """`notice` is a sentence that has to be read, once."""
+    """`done` of `total` pieces of a task.
+
+    notice  a sentence that has to be read, once
+    detail  what of the task is worked on
+    share   how far the whole command is, in [0, 1]; None: as far as the task
+    """
 
     task: str
     done: int
     total: int
     figures: Mapping[str, float] = {}
     notice: str = ""
+    detail: str = ""
+    share: float | None = None
+
+    @property
+    def whole(self) -> float:
+        """`share`, or else that of the task."""
+        return self.share if self.share is not None else self.done / self.total if self.total else 0.0
 
 
 Report = Callable[[Progress], None]
@@ -19,3 +31,8 @@ Report = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """Tell nobody."""
+
+
+def within(report: Report, begin: float, end: float) -> Report:
+    """`report` of a task that takes from `begin` to `end` of a longer one, both in [0, 1]."""
+    return lambda now: report(now._replace(share=begin + (end - begin) * now.whole))

@@ -8,11 +8,16 @@ Which data set reads --data-root, --download, --image-size, --decoder and --skip
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import typer
 import typer.core
 
 from sanbench.errors import InputError
+from sanbench_cli.console import console
+from sanbench_cli.help import page
+from sanbench_cli.options import export_format
 
 Values = Mapping[str, Any]
+WIDEST = 120  # characters of a line of help
 
 
 class Rule(NamedTuple):
@@ -49,10 +54,15 @@ def drawn(values: Values) -> bool:
     return values["limit"] is not None or not is_stored(values["data"])
 
 
+def sided(values: Values) -> bool:
+    """Whether a network is exported for images of one size."""
+    return export_format(values["form"], values["output"]) != "safetensors"
+
+
 RULES: tuple[Rule, ...] = (
     Rule(("train",), "run", lambda v: v["resume"] in (None, "auto"), "--resume names the run"),
     Rule(("train",), "profile", lambda v: not v["dry_run"], "--dry-run trains nothing"),
-    Rule(("export",), "image_size", lambda v: v["form"] != "safetensors", "safetensors holds weights, for images of any size"),
+    Rule(("export",), "image_size", sided, "safetensors holds weights, for images of any size"),
     Rule(("check",), "journal", lambda v: bool(v.get("decode", True)), "it is kept while --decode runs"),
     Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
@@ -69,7 +79,10 @@ RULES: tuple[Rule, ...] = (
 
 
 class Command(typer.core.TyperCommand):
-    """A command that refuses options without an effect before it does anything."""
+    """A command that refuses options without an effect before it does anything, and whose help has groups."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(page(self, ctx, min(console.width, WIDEST)) + "\n")
 
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:
@@ -79,6 +92,13 @@ class Command(typer.core.TyperCommand):
                     if self.name in rule.commands and rule.option == parameter.name and not rule.matters(ctx.params):
                         raise no_effect(parameter.opts[-1], ctx.params[parameter.name], rule.otherwise)
         return super().invoke(ctx)
+
+
+class Typer(typer.Typer):
+    """Commands that are a `Command` each."""
+
+    def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
+        return super().command(name, cls=cls, **options)
 
 
 def check_data_options(data: Iterable[str], options: Values) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanbench.errors import InputError
-from sanbench_cli.applicable import check_data_options
+from sanbench_cli.applicable import Typer, check_data_options
 from sanbench_cli.console import console, progress
 from sanbench_cli.options import (
     BATCH,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from sanbench.progress import Report
     from sanbench.store.schema import Benchmark
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
+bench = Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
 Count = Annotated[int, typer.Option("-n", help="Counted rounds: each runs every side once.", **ROUNDS)]
-BatchSize = Annotated[int, typer.Option(**BATCH)]
+BatchSize = Annotated[int, typer.Option(help="Images at once.", **BATCH)]
 FOOTPRINT = {"min": 1, "max": 31}  # pixels a side
 RATIO = "ratio [range]"
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.", callback=one_of("dtype", DTYPES))]
@@ -171,7 +171,7 @@ def corruptions(
 @bench.command()
 def ops(
     batch_size: BatchSize = 4,
-    image_size: Annotated[int, typer.Option(**SIDE)] = 224,
+    image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
     footprint: Annotated[int | None, typer.Option(help="Of stages 1 to 4; default: 7.", **FOOTPRINT)] = None,
     kernels: Annotated[str | None, typer.Option(help="Default: every kernel but plain, which expands whole batches.")] = None,
     n: Count = 5,
@@ -195,7 +195,7 @@ def ops(
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
     width: Annotated[float, typer.Option(help="Multiplies all channels.", callback=number_within("--width", 0, 8))] = 0.5,
-    images: Annotated[int, typer.Option(**COUNT)] = 128,
+    images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 128,
     batch_size: BatchSize = 64,
     n: Count = 5,
     device: Device = "auto",
@@ -318,7 +318,7 @@ def train(
         str, typer.Option(help="auto, fp32, bf16 or fp16.", callback=one_of("precision", PRECISIONS))
     ] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the networks.")] = False,
-    workers: Annotated[int, typer.Option(**WORKERS)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read.", **WORKERS)] = 0,
     n: Count = 5,
     device: Device = "auto",
     results: Results = Path("results"),

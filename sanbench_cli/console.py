@@ -4,23 +4,26 @@ Names of runs, classes, files and networks may come from a stranger: `console` a
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer.core
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.live import Live
 from rich.text import Text
 
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import kind_of
 from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
+from sanbench_cli.bars import Bar, lines
 from sanbench_cli.tables import Table, record_tables, short_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sanbench.evaluation.comparing import Line
     from sanbench.evaluation.robust import Findings
     from sanbench.report import Written
     from sanbench.runs.config import TrainConfig
@@ -43,15 +46,6 @@ console = PlainConsole()
 errors = PlainConsole(stderr=True)
 ClickException = typer.BadParameter.__mro__[2]  # of the click that this typer brings or needs
 INTERRUPTED = 130
-FIGURES = {
-    "loss": "loss {:.3f}",
-    "top1": "top-1 {:.1%}",
-    "lr": "lr {:.4f}",
-    "images_per_second": "{:.0f} images/s",
-    "data_wait": "waiting {:.0%}",
-    "memory_mib": "{:.0f} MiB",
-    "skipped_images": "{:.0f} skipped",
-}
 
 
 class Commands(typer.core.TyperGroup):
@@ -126,54 +120,23 @@ def typed_wrong(error: Any) -> str:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Bars on a terminal; elsewhere a line for each epoch and task."""
-    if not console.is_terminal:
-        yield plain_lines()
-        return
-    words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}")]
-    columns = [words[0], BarColumn(), MofNCompleteColumn(), words[1]]
-    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
-        task = bars.add_task("", total=None, figures="")
-        latest = Progress("", 0, 0)
-
-        def show(now: Progress) -> None:
-            nonlocal latest
-            if now.notice:
-                errors.print(now.notice, soft_wrap=True)
-            if now.total != latest.total or now.done < latest.done:  # another job: its time left is its own
-                bars.reset(task, total=now.total)
-            bars.update(task, description=printable(now.task), completed=now.done, figures=figures(now))
-            latest = now
-
-        yield show
-
-
-def plain_lines() -> Report:
-    """Prints what was told last about a task when another begins, or when it is done."""
-    latest: Progress | None = None
+    """A bar on a terminal; elsewhere a line for each epoch and task, and one a minute."""
+    terminal, bar = console.is_terminal, Bar()
+    draw = bar.show if terminal else lines(lambda text: console.print(text, soft_wrap=True))
 
     def show(now: Progress) -> None:
-        nonlocal latest
         if now.notice:
             errors.print(now.notice, soft_wrap=True)
-        if latest is not None and latest.task != now.task:
-            console.print(f"{latest.task} {figures(latest)}".rstrip(), soft_wrap=True)
-        latest = now
-        if now.done == now.total:
-            console.print(f"{now.task} done {figures(now)}".rstrip(), soft_wrap=True)
-            latest = None
+        draw(now)
 
-    return show
-
-
-def figures(now: Progress) -> str:
-    """`loss 0.612  top-1 79.3%  412 images/s`."""
-    return "  ".join(FIGURES[name].format(value) for name, value in now.figures.items())
+    with Live(console=console, transient=True, refresh_per_second=2, get_renderable=lambda: bar) if terminal else nullcontext():
+        yield show
 
 
 def print_records(records: "Sequence[Record]", findings: "Findings", results: Path) -> None:
     """Conditions as rows, networks as columns; then what flags mean, and where rows and report are."""
     from sanbench.evaluation.sanity_checks import FLAGS
+    from sanbench.store.files import Store
 
     for table in record_tables(records, findings, console.width):
         console.print(table)
@@ -185,8 +148,31 @@ def print_records(records: "Sequence[Record]", findings: "Findings", results: Pa
         flagged = [f"{short_name(record.network)} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:
             console.print(f"{', '.join(flagged)}: {FLAGS[flag]}", soft_wrap=True)
+    store = Store(results)
+    if any(store.has_pictures(record) for record in records):
+        console.print(f"Pictures of attacked images are in {results / 'images'}.", soft_wrap=True)
     where = "" if results == Path("results") else f" --results {results}"
     console.print(f"A row an image is in {results / 'rows'}. The report: sanbench report{where}", soft_wrap=True)
+
+
+def print_comparison(found: "Mapping[str, Sequence[Line]]", first: str, second: str, networks: bool) -> None:
+    """A table a kind of measurement; with `networks` each line names its own."""
+    for kind, compared in found.items():
+        heading = f"{kind_of(kind).title}: top-1 of {first} minus {second}, in points"
+        table = Table(*["network"] * networks, "condition", "n", "difference", "right alone", "p", "p, Holm", title=heading)
+        for line in compared:
+            d, data = line.difference, line.first.data
+            text = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{' *' * line.differs}"
+            n = f"{data.images:,}" + ("" if data.images == data.of else f" of {data.of:,}")
+            figures = [n, text, f"{d.only_first} / {d.only_second}", f"{d.p:.2g}", f"{line.p_holm:.2g}"]
+            table.add_row(*[short_name(line.first.network)] * networks, line.condition, *figures)
+        console.print(table)
+    console.print(
+        "Same images, Newcombe's 95% interval for pairs. Right alone: images that only the first / only the second has right. "
+        "p: exact McNemar, and after Holm's correction for the tests of its table. *: the interval excludes 0 and the "
+        "corrected p is below 0.05. Under attack: right within this and every smaller budget that was measured.",
+        soft_wrap=True,
+    )
 
 
 def print_report(written: "Written") -> None:

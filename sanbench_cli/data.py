@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanbench.errors import SanbenchError, unknown
-from sanbench_cli.applicable import Command
+from sanbench_cli.applicable import Typer
 from sanbench_cli.console import console, errors, progress
 from sanbench_cli.options import SIDE
 from sanbench_cli.tables import Table
@@ -14,14 +14,14 @@ from sanbench_cli.tables import Table
 if TYPE_CHECKING:
     from sanbench.data.check import SplitCheck
 
-data = typer.Typer(no_args_is_help=True, help="Check, unpack and shrink ImageNet and sets laid out like it.")
-Name = Annotated[str, typer.Argument(metavar="imagenet")]
+data = Typer(no_args_is_help=True, help="Check, unpack and shrink ImageNet and sets laid out like it.")
+Name = Annotated[str, typer.Argument(metavar="imagenet", help="The only set with archives to unpack.")]
 Checked = Annotated[str, typer.Argument(metavar="imagenet|imagenet-a|imagenet-c|...", help="A set with a published layout.")]
 Root = Annotated[Path, typer.Option(help="Folder of train/ and val/, or of what a test set's archive unpacks.")]
 SHOWN = 50  # problems; the rest are counted
 
 
-@data.command(cls=Command)
+@data.command()
 def check(
     name: Checked,
     data_root: Root,

@@ -46,11 +46,16 @@ Networks = Annotated[
 Data = Annotated[str | None, typer.Option(help="Data set, also such as imagenet-a; default: what a network was trained on.")]
 ListOfImages = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000."),
+    typer.Option(
+        metavar="FILE",
+        help="Paths in the split's folder, or indices, one a line; or robustbench-imagenet-5000. Default: all of the split.",
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed.", **COUNT)]
+Limit = Annotated[
+    int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed. Default: all images.", **COUNT)
+]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
-BatchSize = Annotated[int, typer.Option(**BATCH)]
+BatchSize = Annotated[int, typer.Option(help="Images that the network sees at once.", **BATCH)]
 Decoder = Annotated[
     str | None,
     typer.Option(
@@ -110,6 +115,7 @@ class Evaluation:
         from sanbench.data import read_list
         from sanbench.evaluation.api import Asked, evaluate
         from sanbench.evaluation.robust import Findings
+        from sanbench.progress import within
         from sanbench.runs.evaluated import load_evaluated
         from sanbench.store.files import Store
 
@@ -120,7 +126,7 @@ class Evaluation:
             names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
             check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
             start(self.device)
-            for evaluated in networks:
+            for number, evaluated in enumerate(networks):
                 found = evaluate(
                     evaluated,
                     self.data,
@@ -132,7 +138,7 @@ class Evaluation:
                     nproc=self.nproc,
                     save_images=getattr(options, "save_images", 0),
                     store=store,
-                    progress=bar,
+                    progress=within(bar, number / len(networks), (number + 1) / len(networks)),
                 )
                 records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
         print_records(records, Findings.of(store), self.results)

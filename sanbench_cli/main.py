@@ -8,15 +8,18 @@ import typer
 from sanbench.errors import InputError
 from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, show, training
-from sanbench_cli.applicable import Command
+from sanbench_cli.applicable import Typer
 from sanbench_cli.bench import bench
-from sanbench_cli.console import Commands, console, print_records, print_report, progress
+from sanbench_cli.console import Commands, console, print_comparison, print_records, print_report, progress
 from sanbench_cli.data import data
 from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of, start
 from sanbench_cli.results import results
 from sanbench_cli.tables import Table
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+COMMITTED = Path("results")  # of a clone: what its authors measured
 
 
 def version(wanted: bool) -> None:
@@ -35,14 +38,14 @@ def sanbench(
     """Train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
 
 
-app.command(cls=Command)(training.train)
+app.command()(training.train)
 app.command()(training.runs)
 app.command("import")(networks.import_checkpoint)
-app.command(cls=Command)(networks.export)
+app.command()(networks.export)
 for _name, _kind in KINDS.items():
     if _kind.command:
-        app.command(_kind.command, cls=Command)(evaluation.evaluation_command(_name, _kind))
-app.command(cls=Command)(show.show)
+        app.command(_kind.command)(evaluation.evaluation_command(_name, _kind))
+app.command()(show.show)
 
 
 @app.command()
@@ -71,6 +74,36 @@ def report(
 
 
 @app.command()
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="RUN|NETWORK|FOLDER", help="A run or network of --results, or a results folder.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="RUN|NETWORK|FOLDER", help="What it is compared with.")],
+    results: Results = Path("results"),
+) -> None:
+    """Two networks on the same images, or two results folders, paired: sanbench compare mine baseline."""
+    from sanbench.evaluation.comparing import compare_networks, compare_stores
+    from sanbench.evaluation.robust import Findings
+    from sanbench.store.files import Store
+
+    folders = [Path(word) for word in (first, second) if (Path(word) / "records").is_dir()]
+    if len(folders) == 1:
+        (one,) = folders
+        raise InputError(
+            f"{one} is not accepted beside {second if str(one) == first else first}: the other is no results folder."
+        )
+    if folders:
+        found = compare_stores(*(Findings.of(Store(folder)) for folder in folders))
+    else:
+        store = Store(results)
+        if not (results / "records").is_dir():
+            sentence = f"{first!r} and {second!r} cannot be compared: there are no results in {results}, name their folder"
+            raise InputError(f"{sentence} with --results.")
+        found = compare_networks(Findings.of(store), first, second)
+    print_comparison(found, first, second, bool(folders))
+
+
+@app.command()
 def reproduce(
     everything: Annotated[
         bool, typer.Option("--all", help="Every attack, a sweep of angles, all corruptions: about half an hour.")
@@ -93,6 +126,8 @@ def reproduce(
         records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
     print_records(records, Findings.of(store), results)
     print_report(write_report(store))
+    if (COMMITTED / "records").is_dir() and COMMITTED.resolve() != results.resolve():
+        console.print(f"Compare with what was committed: sanbench compare {COMMITTED} {results}", soft_wrap=True)
 
 
 @app.command()

@@ -7,13 +7,15 @@ import typer
 
 from sanbench.errors import InputError
 from sanbench_cli.console import console
-from sanbench_cli.options import COUNT, EXPORTS, SIDE, Output, Runs, one_of
+from sanbench_cli.options import COUNT, EXPORTS, SIDE, Output, Runs, export_format, one_of
 
 
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A file in the layout of the paper's authors.")],
     output: Output,
-    model: Annotated[str | None, typer.Option(help="Which network it is, as `sanbench models` lists.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which network it is, as `sanbench models` lists; not with --export.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="Default: as many as the file's head has.", **COUNT)] = None,
     export: Annotated[bool, typer.Option("--export", help="The other way, from here to the authors' layout.")] = False,
 ) -> None:
@@ -32,25 +34,32 @@ def import_checkpoint(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="What is exported.")],
     output: Output,
     form: Annotated[
-        str,
-        typer.Option("--format", help="safetensors, onnx, or pt2 (torch.export).", callback=one_of("format", EXPORTS)),
-    ] = "safetensors",
+        str | None,
+        typer.Option(
+            "--format",
+            help="safetensors, onnx, or pt2 (torch.export). Default: as the file's suffix says, else safetensors.",
+            callback=one_of("format", EXPORTS),
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Of onnx and pt2; default: of the images it was trained on.", **SIDE)
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Write a network for other programs: sanbench export RUN --format onnx --output network.onnx."""
+    """Write a network for other programs: sanbench export RUN --output network.onnx."""
     from sanbench.models.export import export_model
     from sanbench.runs.evaluated import image_side, load_evaluated
 
+    written = export_format(form, output)
     (evaluated,) = load_evaluated([run], runs)
     side = image_side(evaluated) if image_size is None else image_size
-    export_model(evaluated.model, form, output, side)
+    export_model(evaluated.model, written, output, side)
     shape = (
-        "weights" if form == "safetensors" else f"N x 3 x {side} x {side} in [0, 1] -> N x {evaluated.model.spec.num_classes}"
+        "weights"
+        if written == "safetensors"
+        else f"N x 3 x {side} x {side} in [0, 1] -> N x {evaluated.model.spec.num_classes}"
     )
-    console.print(f"{output}: {evaluated.model.spec.label}, {shape}", soft_wrap=True)
+    console.print(f"{output}: {evaluated.model.spec.label}, {shape} ({written})", soft_wrap=True)

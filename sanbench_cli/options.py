@@ -68,6 +68,14 @@ def number_within(option: str, low: float, high: float) -> Callable[[float | Non
     return check
 
 
+def export_format(form: str | None, output: Path) -> str:
+    """What --format says, or else the file's suffix; safetensors without either. Raises InputError where they disagree."""
+    told = output.suffix.removeprefix(".")
+    if form is not None and told in EXPORTS and told != form:
+        raise InputError(f"--format {form} is not accepted for {output}: its suffix says {told}.")
+    return form or (told if told in EXPORTS else "safetensors")
+
+
 def folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise InputError(f"--runs {path} is not accepted: it is no folder.")
@@ -96,14 +104,22 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)
 Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
 Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=one_of("device", DEVICES))]
-Root = Annotated[Path | None, typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Where downloaded sets lie, or ImageNet's train/ and val/. Default: data, or where a run had it."),
+]
 
 Weights = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="State dict of a network from elsewhere, .pt or .safetensors; one for each."),
 ]
-Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1].")]
-Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="What it divides by.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B", help="What a network from elsewhere takes off pixels in [0, 1]. Default: timm's own, else ImageNet's."
+    ),
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="What it divides by. Default: timm's own, else ImageNet's.")]
 Resize = Annotated[
     int | None, typer.Option(help="Shorter side of its photographs before the crop; default: crop x 256/224.", **SIDE)
 ]
@@ -115,7 +131,7 @@ Interpolation = Annotated[
     typer.Option(
         "--interpolation",
         "--network-interpolation",
-        help="nearest, bilinear, bicubic or lanczos, of --resize.",
+        help="nearest, bilinear, bicubic or lanczos, of --resize. Default: timm's own, else bilinear.",
         callback=one_of("interpolation", INTERPOLATIONS),
     ),
 ]

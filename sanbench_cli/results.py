@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import typer
-
 from sanbench.errors import SanbenchError
+from sanbench_cli.applicable import Typer
 from sanbench_cli.console import console, errors, progress
 from sanbench_cli.options import Results
 
-results = typer.Typer(no_args_is_help=True, help="Look after the folder of records and rows.")
+results = Typer(no_args_is_help=True, help="Look after the folder of records and rows.")
 
 
 @results.command()

@@ -37,11 +37,19 @@ if TYPE_CHECKING:
 
 
 def train(
-    model: Annotated[str | None, typer.Argument(help="As `sanbench models` lists; san15 means san15_pairwise.")] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="pairwise, patchwise or scalar.", callback=one_of("attention", ATTENTIONS))
+    model: Annotated[
+        str | None, typer.Argument(help="As `sanbench models` lists; san15 means san15_pairwise. Left out with --resume RUN.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH.")] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="pairwise, patchwise or scalar. Default: as the name says, else pairwise.",
+            callback=one_of("attention", ATTENTIONS),
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="fashion10k, fashion-mnist, cifar10, imagenet or folder:PATH. Default: fashion10k.")
+    ] = None,
     data_root: Root = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch fashion-mnist or cifar10.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the crops of images in folders; default 224.", **SIDE)] = None,
@@ -49,19 +57,29 @@ def train(
         str | None,
         typer.Option(help="pil, torchvision or turbo (default), of images in folders.", callback=one_of("decoder", DECODERS)),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="paper or short; default: imagenet's is paper.")] = None,
-    epochs: Annotated[int | None, typer.Option(**ROUNDS)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.", **BATCH)] = None,
-    lr: Annotated[float | None, typer.Option(help="Base learning rate.", callback=number_within("--lr", 0, 1e6))] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="paper or short. Default: the data set's, for imagenet paper, else short.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Rounds over all images. Default: the recipe's.", **ROUNDS)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, of all processes together. Default: the recipe's.", **BATCH)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Base learning rate. Default: the recipe's.", callback=number_within("--lr", 0, 1e6))
+    ] = None,
     select: Annotated[
         str | None,
-        typer.Option(help="Epoch to evaluate: best by validation, or last.", callback=one_of("select", SELECTIONS)),
+        typer.Option(
+            help="Epoch to evaluate: best by validation, or last. Default: the recipe's.", callback=one_of("select", SELECTIONS)
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Recipe or network field.")] = None,
-    seed: Annotated[int | None, typer.Option(**SEED)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation. Default: 0.", **SEED)] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; default: one a CPU.", **WORKERS)] = None,
     nproc: Annotated[int, typer.Option(help="Processes on this machine that train together.", **PROCESSES)] = 1,
-    accumulate: Annotated[int | None, typer.Option(help="Parts that a process computes a step in.", **BATCH)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a process computes a step in. Default: 1.", **BATCH)
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +88,9 @@ def train(
     ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network.")] = None,
     deterministic: Annotated[bool | None, typer.Option("--deterministic", help="Repeat bit for bit on CUDA.")] = None,
-    skip_bad_images: Annotated[bool | None, typer.Option("--skip-bad-images", help="Up to 0.1% of them.")] = None,
+    skip_bad_images: Annotated[
+        bool | None, typer.Option("--skip-bad-images", help="Leave out images that cannot be decoded, up to 0.1% of them.")
+    ] = None,
     save_minutes: Annotated[
         float | None,
         typer.Option(
@@ -83,7 +103,9 @@ def train(
     ] = 0,
     device: Device = "auto",
     run: Annotated[str | None, typer.Option(help="Name of the run; default: made of model, data and seed.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN|auto", help="Go on with a run; auto: if there is one.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN|auto", help="Go on with a run; auto: if there is one. Default: a new run.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and end.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -233,7 +255,10 @@ def show_plan(config: "TrainConfig", processes: int) -> None:
     from sanbench.training.plan import plan
 
     ProcessGroup(0, processes).check(config.recipe.batch_size, config.accumulate)
-    print_plan(config, plan(config, load_dataset(config.data, "train", config.read_options), processes), processes)
+    images = load_dataset(config.data, "train", config.read_options)
+    spec = config.model.model_copy(update={"num_classes": len(images.classes)})
+    told = config.model_copy(update={"model": spec, "image_size": images.side})  # as the images are, whatever is the default
+    print_plan(told, plan(config, images, processes), processes)
 
 
 def show_changes(folder: Path, config: "TrainConfig", machine: "Machine") -> None:

@@ -13,6 +13,7 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("angles", "crop", "mask", "eps", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
     *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "width", "stages"),
     *("capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1", "pixels"),
+    *("first", "second"),  # of compare
 }
 WEIGHTS = "torchvision:resnet18 --weights a_file"
 IDLE = {  # by option: commands in which a value does nothing

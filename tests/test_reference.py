@@ -16,7 +16,7 @@ MEASURING = [
     shlex.split(line)
     for line in re.findall(r"^    sanbench (.* --results results)$", (REFERENCE / "README.md").read_text(), re.M)
 ]
-DECIDED_ELSEWHERE = {"seconds", "created", "device", "versions", "rows", "extremes"}  # by machine and moment
+DECIDED_ELSEWHERE = {"seconds", "waited", "created", "device", "versions", "rows", "extremes"}  # by machine and moment
 ROUNDING = {"confidence", "linf", "l2"}  # the columns that another processor may round otherwise
 
 

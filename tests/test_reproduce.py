@@ -1,6 +1,9 @@
 """`sanbench reproduce`: trains, measures, reports, and repeats nothing."""
 
+import shlex
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +59,28 @@ def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tm
     # the same seed gives the same weights, hence the same keys
     assert {record.key for record in Store(tmp_path / "results").records()} == keys
     assert set(snapshot(tmp_path / "results/records")) == {path for path in before if path.parent.name == "records"}
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def made(target: str) -> list[str]:
+    """The words of the `sanbench` command that a target of the Makefile runs."""
+    command = ["make", "--dry-run", "--always-make", target]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (line,) = [line for line in text.splitlines() if "/sanbench " in line]
+    return shlex.split(line)[1:]
+
+
+@pytest.mark.parametrize("target", ["reproduce", "reproduce-all", "reproduce-full"])
+def test_make_writes_where_git_does_not_look(target, tmp_path):
+    words = made(target)
+    places = [words[words.index(option) + 1] for option in ("--runs", "--results")]
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "file").touch()
+    told = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["??", ".gitignore"]
+    assert "results" not in places  # those are committed

@@ -32,6 +32,7 @@ NEEDED = {  # what a command needs beside the option, so that the option is what
     "attack": ("san10", "--runs", "{runs}", "--results", "new", "--attack", "pgd-targeted"),
     "corrupt": ("san10", "--runs", "{runs}", "--results", "new"),
     "show": ("san10", "--runs", "{runs}", "--output", "new"),
+    "compare": ("one", "two"),
     "bench": ("--results", "new"),
     "bench roofline": (),
     "bench kernels": (),

@@ -16,11 +16,10 @@ from sanbench.bench.timing import Timing, seconds_of
 from sanbench.data import Batch, ReadOptions, load_dataset
 from sanbench.data.images import pixels
 from sanbench.data.loading import available_cpus, reading_processes
-from sanbench.evaluation.attacks.attack import CONTROLS, Attack
+from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.attacks.table import STANDARD as STANDARD_MEMBERS
 from sanbench.evaluation.corruptions import parse_corruptions
-from sanbench.evaluation.evaluate import PART
 from sanbench.evaluation.loop import Identity, Perturbation, evaluating, measure, predictions
 from sanbench.evaluation.rotations import parse_angles
 from sanbench.progress import Progress, Report, silent
@@ -98,14 +97,11 @@ def time_protocol(
     for corruption in corruptions:
         corruption.change(batch.images[:2], batch.indices[:2])
     figures["corrupting"] = (time.perf_counter() - started) / 2 / len(corruptions)
-    twice = figures["upright"] * (min(CONTROLS, len(own)) / len(own) - CONTROLS / PART)  # more of a sample is run twice
     attacks = {eps: Attack("pgd", evaluated.model, parse_attacks("pgd", eps)[0][1], batch_size) for eps in BUDGETS.split(",")}
     rows = {}
     for eps, attack in attacks.items():
         (rows[eps],) = timed(f"pgd {eps}", [attack])
-        figures[f"pgd {eps}"] -= twice
     timed("not attacked", [attacks[STANDARD]], wrong)
-    figures["not attacked"] -= twice
     standard = evaluated.model.spec.num_classes >= ATTACKS["standard"].fewest_classes
     if standard:
         figures["standard"] = standard_seconds(figures, rows, evaluated.model.spec.num_classes)

@@ -30,7 +30,7 @@ from sanbench.models import Classifier
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.external import Preprocessing, count_classes
 from sanbench.models.probe import probe
-from sanbench.progress import Report, silent
+from sanbench.progress import Report, silent, within
 from sanbench.runs.evaluated import EvaluatedModel, load_evaluated, test_images
 from sanbench.store.files import Store
 from sanbench.store.schema import ModelSpec, Record
@@ -158,17 +158,18 @@ def evaluate(
         if set_name is None and data is not None:
             given = given_images(data, evaluated.model.outputs, whole=store is not None)
         records: dict[str, Record] = {}
-        for asked in wanted:
-            for image_set in image_sets(set_name, asked.options):
-                if set_name is None and data is not None:
-                    shown_images = given
-                else:
-                    root = None if data_root is None else Path(data_root)
-                    shown_images = test_images(evaluated, set_name, root, decoder, image_set)
-                shown = evaluated.telling(shown_images)
-                perturbations = asked.bind(shown, shown_images)
-                found = evaluate_conditions(shown, shown_images, perturbations, kept, where, chosen, progress)
-                records |= {record.key: record for record in found}
+        every = [(asked, image_set) for asked in wanted for image_set in image_sets(set_name, asked.options)]
+        for number, (asked, image_set) in enumerate(every):
+            if set_name is None and data is not None:
+                shown_images = given
+            else:
+                root = None if data_root is None else Path(data_root)
+                shown_images = test_images(evaluated, set_name, root, decoder, image_set)
+            shown = evaluated.telling(shown_images)
+            perturbations = asked.bind(shown, shown_images)
+            told = within(progress, number / len(every), (number + 1) / len(every))
+            found = evaluate_conditions(shown, shown_images, perturbations, kept, where, chosen, told)
+            records |= {record.key: record for record in found}
         return Results(list(records.values()), {key: kept.rows(record) for key, record in records.items()})
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import pandas as pd
 import torch
@@ -25,7 +26,7 @@ from sanbench.evaluation.parts import (
 )
 from sanbench.evaluation.processes import run_processes
 from sanbench.evaluation.sanity_checks import non_finite
-from sanbench.progress import Progress, Report, silent
+from sanbench.progress import Progress, Report, silent, within
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.check import count, sound
 from sanbench.store.claims import Claims
@@ -33,7 +34,9 @@ from sanbench.store.files import Store
 from sanbench.store.rows import digest
 from sanbench.store.schema import ImageSet, Measurement, Record, now
 
-PART = 256  # images between two points from which an interrupted measurement goes on
+PART = 256  # images between two points from which an interrupted measurement goes on, at most
+FEWEST = 32  # at least: fewer would leave a processor idle, and a long attack goes on from within a part
+MOST = 60_000  # passes of images of 32 x 32 in a part: about a minute of a small network on two cores
 ALL_IMAGES = EvaluationOptions()
 LOOK = 0.5  # seconds between two looks at what other processes measure
 
@@ -49,8 +52,8 @@ def evaluate(
 ) -> list[Record]:
     """Measure every perturbation that the store does not hold yet; the records of all, in order.
 
-    All perturbations of an image are applied to one reading of it. What is interrupted goes on at the next part of
-    `PART` images; what another process measures now is waited for, and taken over if that process dies. Raises
+    All perturbations of an image are applied to one reading of it. What is interrupted goes on at the next part
+    (see `by_part`); what another process measures now is waited for, and taken over if that process dies. Raises
     InputError if the network has other classes than the images, and for corrupted files as anything else.
     """
     if len(images.classes) != evaluated.model.outputs:
@@ -63,22 +66,48 @@ def evaluate(
     images = images.with_options(border=max((perturbation.border for perturbation in perturbations), default=0))
     chosen = subset(images, options.limit, options.seed, options.images)
     conditions = [Condition(measurement(evaluated, images, chosen, p, options), p) for p in perturbations]
-    parts = {number: chosen[start : start + PART] for number, start in enumerate(range(0, len(chosen), PART))}
-    whole = Job(evaluated, images, conditions, parts, store, options, now() if options.force else "")
+    found: dict[str, Record] = {}
+    jobs, since = list[Job](), now() if options.force else ""
+    for size, alike in by_part(conditions, images.side).items():
+        parts = {number: chosen[start : start + size] for number, start in enumerate(range(0, len(chosen), size))}
+        jobs.append(Job(evaluated, images, alike, parts, store, options, since))
+    passes = list(accumulate((job.passes for job in jobs), initial=0))
     with store.claims() as claims:
-        if options.force:
-            discard(conditions, store, claims)
-        else:
-            forget_broken(whole)
-        while left := [c for c in conditions if c.measurement.key not in (found := whole.recorded())]:
-            job = replace(whole, conditions=left, done=set())
-            several = options.nproc > 1 and sum(bool(job.missing(part)) for part in parts) > 1
-            measured = (measure_in_processes if several else measure_parts)(job, claims, device, progress)
-            if not finish(job, claims, device) and not measured:
-                wait(job, claims, progress)
+        for job, (before, after) in zip(jobs, pairwise(passes), strict=True):
+            found |= complete(job, claims, device, within(progress, before / passes[-1], after / passes[-1]))
     if options.save_images:
-        draw_missing_examples(whole, chosen, device)
+        for job in jobs:
+            draw_missing_examples(job, chosen, device)
     return [found[condition.measurement.key] for condition in conditions]
+
+
+def by_part(conditions: Sequence[Condition], side: int) -> dict[int, list[Condition]]:
+    """Conditions by the images of their parts: `PART`, halved until `MOST` passes or `FEWEST` images are left.
+
+    Nothing but the condition and the `side` of the images decides it, so all processes agree.
+    """
+    found: dict[int, list[Condition]] = {}
+    for condition in conditions:
+        size, an_image = PART, condition.perturbation.passes * (side / 32) ** 2
+        while size >= 2 * FEWEST and size * an_image > MOST:
+            size //= 2
+        found.setdefault(size, []).append(condition)
+    return found
+
+
+def complete(job: Job, claims: Claims, device: torch.device, progress: Report) -> dict[str, Record]:
+    """The records of a job by key, of which those that are missing are measured."""
+    if job.options.force:
+        discard(job.conditions, job.store, claims)
+    else:
+        forget_broken(job)
+    while left := [c for c in job.conditions if c.measurement.key not in (found := job.recorded())]:
+        rest = replace(job, conditions=left, done=set(), stood={})
+        several = job.options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
+        measured = (measure_in_processes if several else measure_parts)(rest, claims, device, progress)
+        if not finish(rest, claims, device) and not measured:
+            wait(rest, claims, progress)
+    return found
 
 
 def measurement(

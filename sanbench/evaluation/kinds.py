@@ -76,8 +76,7 @@ class CorruptionOptions:
 
     kinds: str = option(
         "all",
-        "gaussian-noise, fog, jpeg, ...: see the report; or all fifteen. Of imagenet-c and cifar10-c also speckle-noise, "
-        "gaussian-blur, spatter, saturate.",
+        "Names, or all. Of imagenet-c and cifar10-c also speckle-noise, gaussian-blur, spatter, saturate.",
     )
     severity: str = option("1:5", "1 to 5: ranges, both ends included, and lists.")
 

@@ -1,9 +1,10 @@
 """The evaluation loop: accuracy, rotations and attacks are pairs (setting, perturbation) handed to it."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import pandas as pd
 import torch
@@ -25,6 +26,30 @@ class Perturbed(NamedTuple):
     columns: dict[str, Tensor]  # N each: what the rows shall say about the perturbation
     rounded: Tensor | None = None  # the same in 8 bits, where that has to be inside a budget
     places: int = 0  # in the batches that the network was shown while they were made
+    earlier: float = 0.0  # seconds that were spent on them before an interruption
+
+
+class Seen(NamedTuple):
+    """How far the measurement of a batch is, in [0, 1]; of an attack also its member and the images that stand."""
+
+    share: float
+    about: str = ""
+    standing: int | None = None
+
+
+Watch = Callable[[Seen], None]
+
+
+class Keeper(Protocol):
+    """What has become of a batch's images so far, kept for the case that their measurement is interrupted."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def keep(self, state: dict[str, Any]) -> None: ...
+
+
+def unwatched(seen: Seen) -> None:
+    """Tell nobody."""
 
 
 class Perturbation:
@@ -35,12 +60,19 @@ class Perturbation:
     border   how many pixels around the network's input it is given too
     has_examples  whether what it makes is worth keeping as pictures
     by_reader  whether `change` makes the images, in the processes that read them, while the network works on others
+    passes  of the network for an image, at most; one backward counts as two
     """
 
     kind = ""
     border = 0
     has_examples = False
     by_reader = False
+    watch: Watch = staticmethod(unwatched)
+    keeper: Keeper | None = None
+
+    @property
+    def passes(self) -> int:
+        return 1
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -57,6 +89,13 @@ class Perturbation:
     def in_batches(self, size: int) -> Self:
         """The same, which shows the network at most `size` images at once."""
         return self
+
+    def watched(self, watch: Watch, keeper: Keeper | None = None) -> Self:
+        """The same, which tells `watch` how far it is; what takes minutes goes on from what `keeper` has."""
+        told = copy.copy(self)
+        for name, value in (("watch", watch), ("keeper", keeper)):
+            object.__setattr__(told, name, value)  # some are frozen
+        return told
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
         """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
@@ -128,13 +167,19 @@ def measure_one(
         started = time.perf_counter()
         given = without_border(images, batch.border - perturbation.border)
         perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
-        rows = score(model, perturbed, batch.indices, labels, batch_size)
-        return Scored(rows, perturbed, time.perf_counter() - started)
+        watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
+        rows = score(model, perturbed, batch.indices, labels, batch_size, watch)
+        return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
 
 
 @torch.no_grad()
 def score(
-    model: nn.Module, perturbed: Perturbed, indices: Tensor, labels: Tensor, batch_size: int | None = None
+    model: nn.Module,
+    perturbed: Perturbed,
+    indices: Tensor,
+    labels: Tensor,
+    batch_size: int | None = None,
+    watch: Watch = unwatched,
 ) -> pd.DataFrame:
     """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
@@ -142,7 +187,11 @@ def score(
     `clean_prediction`, `success` is: right before, wrong now.
     """
     chunks = perturbed.images.split(batch_size or max(1, len(labels)))
-    logits = torch.cat([model(chunk) for chunk in chunks])
+    answers = []
+    for number, chunk in enumerate(chunks, start=1):
+        answers.append(model(chunk))
+        watch(Seen(number / len(chunks)))
+    logits = torch.cat(answers)
     prediction, finite = predictions(logits), logits.isfinite().all(1)
     top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & finite
     confidence = logits.softmax(1).amax(1)

@@ -4,14 +4,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sanbench.data import Batch, Changed, ImageList, Images, Request, batches, dead_workers_named, default_workers
 from sanbench.data.images import pixels, without_border
-from sanbench.evaluation.loop import Perturbation, Scored, measure
+from sanbench.evaluation.kinds import kind_of
+from sanbench.evaluation.loop import Perturbation, Scored, Seen, measure
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.claims import Claims
@@ -56,6 +58,7 @@ class Job:
     options: EvaluationOptions
     since: str = ""  # records that were created before do not count
     done: set[tuple[int, int]] = field(default_factory=set)  # (condition, part) that need not be looked for again
+    stood: dict[tuple[int, int], int] = field(default_factory=dict)  # (attack, part): images that were right under it
 
     @property
     def task(self) -> str:
@@ -73,8 +76,22 @@ class Job:
         """How many parts of measurements are done, by any process."""
         every = ((number, part) for part in self.parts for number in range(len(self.conditions)))
         left = (pair for pair in every if pair not in self.done)
-        self.done.update(pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1]))
+        new = [pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1])]
+        for number, part in new:
+            measurement, perturbation = self.conditions[number]
+            if perturbation.has_examples and (rows := self.store.part_rows(measurement, part)) is not None:
+                self.stood[number, part] = int((rows["prediction"] == rows["label"]).sum())
+        self.done.update(new)
         return len(self.done)
+
+    @property
+    def passes(self) -> int:
+        """Of the network, at most, for all images and conditions."""
+        return sum(map(len, self.parts.values())) * sum(perturbation.passes for _, perturbation in self.conditions)
+
+    def share(self) -> float:
+        """How much of `passes` is done, in [0, 1], by any process."""
+        return sum(len(self.parts[part]) * self.conditions[n].perturbation.passes for n, part in self.done) / self.passes
 
 
 def readers(job: Job) -> int:
@@ -108,20 +125,56 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
     changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
     clock = Clock()
     reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
-    stream = ((batch, [p for _, p in tasks[done].conditions]) for done, batch in enumerate(reader))
-    notice = partial(tell, job, progress)
-    with dead_workers_named():
-        for done, outcome in enumerate(measure(job.evaluated.model, stream, device, job.options.batch_size, notice)):
+    pieces: list[tuple[int, Condition, float]] = []  # part, condition and seconds waited of what is measured, in order
+
+    def stream() -> Iterator[tuple[Batch, list[Perturbation]]]:
+        """One condition after another, so that each is kept as soon as it is measured."""
+        for done, batch in enumerate(reader):
             part, conditions = tasks[done]
             waited = clock.read() / len(conditions)
-            for (measurement, _), scored in zip(conditions, outcome, strict=True):
-                save_examples(job, measurement, part, scored)
-                kept = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
-                job.store.write_part(measurement, part, kept)
-            claims.release([claim(condition, part) for condition in conditions])
+            here = batch._replace(images=batch.images.to(device, non_blocking=True))
+            for condition in conditions:
+                pieces.append((part, condition, waited))
+                watch, keeper = (
+                    partial(clock.seen, job, progress, part, condition),
+                    Kept(job.store, condition.measurement, part),
+                )
+                yield here, [condition.perturbation.watched(watch, keeper)]
+
+    notice = partial(tell, job, progress)
+    tell(job, progress)
+    with dead_workers_named():
+        measured = measure(job.evaluated.model, stream(), device, job.options.batch_size, notice)
+        for done, (scored,) in enumerate(measured):
+            part, condition, waited = pieces[done]
+            save_examples(job, condition.measurement, part, scored)
+            job.store.write_part(
+                condition.measurement, part, Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
+            )
+            claims.release([claim(condition, part)])
             clock.tell(job, progress, TELL)
     clock.tell(job, progress, 0)
     return bool(tasks)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What has become of the images of a part that is not finished; see `sanbench.evaluation.loop.Keeper`."""
+
+    store: Store
+    measurement: Measurement
+    part: int
+
+    def load(self) -> dict[str, Any] | None:
+        path = self.store.unfinished_path(self.measurement, self.part)
+        try:
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError):  # none, or damaged: the part is measured from its beginning
+            return None
+        return found
+
+    def keep(self, state: dict[str, Any]) -> None:
+        self.store.write_unfinished(self.measurement, self.part, partial(torch.save, state))
 
 
 class Clock:
@@ -143,6 +196,12 @@ class Clock:
         """Seconds since the last call that were spent waiting."""
         waited, self.waited = self.waited, 0.0
         return waited
+
+    def seen(self, job: Job, progress: Report, part: int, condition: Condition, seen: Seen) -> None:
+        """Tell progress within a part, unless that was done just now."""
+        if (now := time.monotonic()) - self.told >= TELL:
+            self.told = now
+            tell(job, progress, at=At(part, condition, seen))
 
     def tell(self, job: Job, progress: Report, after: float) -> None:
         """Tell progress if that was last done `after` seconds ago, and there is some."""
@@ -177,8 +236,34 @@ def claim(condition: Condition, part: int | str) -> str:
     return f"{condition.measurement.id}-{part}"
 
 
-def tell(job: Job, progress: Report, notice: str = "") -> None:
-    progress(Progress(job.task, job.finished(), len(job.parts) * len(job.conditions), notice=notice))
+class At(NamedTuple):
+    """Where a process is: a part, a condition, and how far that is."""
+
+    part: int
+    condition: Condition
+    seen: Seen
+
+
+def tell(job: Job, progress: Report, notice: str = "", at: At | None = None) -> None:
+    finished, share, detail, figures = job.finished(), job.share(), "", dict[str, float]()
+    if at is not None:
+        measurement, perturbation = at.condition
+        number, size = job.conditions.index(at.condition), len(job.parts[at.part])
+        done = sum(len(job.parts[part]) for which, part in job.done if which == number)
+        share += at.seen.share * size * perturbation.passes / job.passes
+        words = [short(measurement), at.seen.about, f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
+        detail = ", ".join(filter(None, words))
+        if at.seen.standing is not None:
+            stood = {part: count for (which, part), count in job.stood.items() if which == number}
+            images = size + sum(len(job.parts[part]) for part in stood)
+            detail += f", {at.seen.standing:,} of {size:,} stand"
+            figures["robust"] = (at.seen.standing + sum(stood.values())) / images
+    total = len(job.parts) * len(job.conditions)
+    progress(Progress(job.task, finished, total, figures, notice, detail, min(share, 1.0)))
+
+
+def short(measurement: Measurement) -> str:
+    return kind_of(measurement.kind).short(measurement.setting)
 
 
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:

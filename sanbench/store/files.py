@@ -12,7 +12,7 @@ results/work/                          parts of unfinished measurements, claims 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,6 +213,23 @@ class Store:
         cost = {name: str(getattr(part, name)) for name in ("seconds", "places", "waited")}
         with self.writing(self._part_path(measurement, number)) as partial:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
+        self.unfinished_path(measurement, number).unlink(missing_ok=True)
+
+    def write_unfinished(self, measurement: Measurement, part: int, write: Callable[[Path], object]) -> None:
+        """Keep how far a part is, as `write` writes it."""
+        with self.writing(self.unfinished_path(measurement, part)) as partial:
+            write(partial)
+
+    def unfinished_path(self, measurement: Measurement, part: int) -> Path:
+        """Where a part is kept as far as it is, while it is measured."""
+        return self._part_path(measurement, part).with_suffix(".unfinished")
+
+    def part_rows(self, measurement: Measurement, part: int) -> pd.DataFrame | None:
+        """Those of one part; None where it is no part any more, but belongs to a record."""
+        try:
+            return pd.read_parquet(self._part_path(measurement, part))
+        except FileNotFoundError:
+            return None
 
     def read_parts(self, measurement: Measurement, parts: int) -> Part:
         """All parts as one, in order."""

@@ -15,7 +15,7 @@ from sanbench.evaluation.loop import Identity, Perturbation
 from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.rotations import Frame, parse_angles
 from sanbench.models import family_name
-from sanbench.progress import Report, silent
+from sanbench.progress import Report, silent, within
 from sanbench.runs.config import configure
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.runs.run import Run, differences
@@ -103,12 +103,17 @@ def reproduce(preset: str, runs: Path, store: Store, device: torch.device, progr
     store.check_writable()
     images = load_dataset("fashion10k", "test")
     records = []
-    for name in NETWORKS:
+    stages = 2 + len(chosen.attacks)  # of each network: training, measuring, attacks
+    for number, name in enumerate(NETWORKS):
+        told = [
+            within(progress, (number + stage / stages) / len(NETWORKS), (number + (stage + 1) / stages) / len(NETWORKS))
+            for stage in range(stages)
+        ]
         config = configure(name, "fashion10k", changes=changes.get(family_name(name)))
         run = Run(runs / f"{networks}-{name}")
         if run.exists():
             differences(run, config)
-        train(config, run.folder, device, progress, resume=run.exists())
+        train(config, run.folder, device, told[0], resume=run.exists())
         evaluated = EvaluatedModel.load(run.checkpoint, run.name)
         evaluated.model.to(device)
         conditions: list[Perturbation] = [Identity(), *parse_angles(chosen.angles)]
@@ -117,8 +122,8 @@ def reproduce(preset: str, runs: Path, store: Store, device: torch.device, progr
             conditions += [turned for turned in parse_angles(chosen.sweep, frame) if turned.setting not in seen]
         if chosen.corruptions:
             conditions += parse_corruptions(chosen.corruptions, chosen.severity, seed=0)
-        records += evaluate(evaluated, images, conditions, store, device, progress=progress)
-        for each in chosen.attacks:
+        records += evaluate(evaluated, images, conditions, store, device, progress=told[1])
+        for each, bar in zip(chosen.attacks, told[2:], strict=True):
             attacks = bind(evaluated.model, parse_attacks(each.names, each.eps, each.steps))
-            records += evaluate(evaluated, images, attacks, store, device, EvaluationOptions(limit=each.limit), progress)
+            records += evaluate(evaluated, images, attacks, store, device, EvaluationOptions(limit=each.limit), bar)
     return records

@@ -26,6 +26,7 @@ from sanbench.training.plan import check_memory, steps_per_epoch
 from sanbench.training.profile import Profile
 from sanbench.training.state import TrainState
 
+TELL = 0.5  # seconds between two tellings of progress, at most about
 LOG_EVERY = 10  # steps between two lines of the log, for each of which the host waits for the device
 
 
@@ -102,6 +103,7 @@ class Loop:
         self.saved = time.monotonic()
         self.began = time.perf_counter() - self.state.seconds
         self.log: Log | None = None
+        self.told, self.figures = 0.0, dict[str, float]()  # when progress was told last, and with which figures
         self.profile: Profile | None = None
         if group.is_rank_zero:
             run.rewind(self.state.epoch, self.state.step)
@@ -126,6 +128,7 @@ class Loop:
         state, first = self.state, self.state.step
         waited, started = 0.0, time.perf_counter()
         figures = {"lr": self.recipe.learning_rate(state.epoch, self.steps - 1, self.steps)}
+        self.tell("", {})
         for slices, stream in self.slices(first):
             reading = time.perf_counter()
             with state.clock("data"):
@@ -148,6 +151,8 @@ class Loop:
                 speed = (state.step - first) * slices[0].total / elapsed
                 figures = {**self.totals(), "lr": rate, "images_per_second": speed, "data_wait": waited / elapsed}
                 self.log_step(figures | {"memory_mib": peak_memory(state.device)})
+            elif time.monotonic() - self.told > TELL:
+                self.tell(f"step {state.step:,} of {self.steps:,}", self.figures)
             self.log_profile()
         return {**self.totals(), **figures}
 
@@ -224,8 +229,15 @@ class Loop:
             return
         state = self.state
         self.log.write({"epoch": state.epoch + 1, "step": state.step, **figures})
+        self.tell(f"step {state.step:,} of {self.steps:,}", figures)
+
+    def tell(self, detail: str, figures: dict[str, float]) -> None:
+        if self.log is None:
+            return
+        self.told, self.figures, state = time.monotonic(), figures, self.state
         task = f"train {self.config.model.label}: epoch {state.epoch + 1} of {self.recipe.epochs}"
-        self.progress(Progress(task, state.epoch * self.steps + state.step, self.recipe.epochs * self.steps, figures))
+        done = state.epoch * self.steps + state.step
+        self.progress(Progress(task, done, self.recipe.epochs * self.steps, figures, detail=detail))
 
     def finish_epoch(self, trained: dict[str, float]) -> None:
         """Validate, save the network, and begin the next epoch. After a kill in here a resume repeats all of it."""
@@ -273,13 +285,16 @@ class Loop:
         size, count = self.recipe.batch_size, len(self.validation)
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)][self.group.rank :: self.group.size]
         found = torch.zeros(2, dtype=torch.float64, device=self.state.device)
-        sentence = None
+        sentence, validated = None, 0
         stream = self.validation_reader.read(chunks)
         try:
             measured = measure(self.state.averaged, ((batch, [Identity()]) for batch in stream), self.state.device)
             for (outcome,) in measured:
                 right = (outcome.rows["prediction"] == outcome.rows["label"]).sum()
                 found += torch.tensor([right, len(outcome.rows)], device=found.device)
+                validated += len(outcome.rows)
+                if time.monotonic() - self.told > TELL:
+                    self.tell(f"validating, {validated:,} of {sum(map(len, chunks)):,} images", self.figures)
                 if self.interruption:
                     self.interrupt()
         except UnreadableImage as error:

@@ -1,7 +1,8 @@
 """An attack as a perturbation: which images are attacked, how often, and what is kept of it."""
 
 import copy
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eig
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
 from sanbench.evaluation.kinds import AttackOptions, Request
-from sanbench.evaluation.loop import Perturbation, Perturbed, predictions
+from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from sanbench.runs.evaluated import EvaluatedModel
 
 
-CONTROLS = 16  # images of a part that are run twice
+CONTROL = 4  # images with indices that are multiples of it are run twice
+MANY = 10**9  # classes: more than any attack has targets
+KEEP = 20.0  # seconds between two points from which an interrupted attack goes on, where rounds are shorter
+TELL = 0.5  # seconds between two tellings of how far it is
 
 
 def parameters(name: str, config: AttackConfig) -> dict[str, Any]:
@@ -95,12 +99,21 @@ class Attack(Perturbation):
         left = predictions(logits) != labels
         fell, member = left.clone(), torch.full_like(labels, -1)
         adversarial = images.clone()
-        for turn in self.rounds(logits.shape[1]) if self.config.eps else []:
+        rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
+        state = {"fell": fell, "left": left, "member": member, "adversarial": adversarial, **columns}
+        first, earlier = self.resume(state, indices)
+        kept = started = time.monotonic()
+        for number_of_round, turn in enumerate(rounds[first:], start=first):
+            if self.keeper is not None and time.monotonic() - kept > KEEP:
+                kept = time.monotonic()
+                told = {"round": number_of_round, "seconds": earlier + kept - started, "sizes": self.sizes, "indices": indices}
+                self.keeper.keep(state | told)
             rows = (~left).nonzero()[:, 0]
             if len(rows) == 0:
                 break
             aim = self.aim(turn, None if target is None else target[rows])
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
+            queried.told = self.teller(rounds, number_of_round, fell[rows])
             made = run_round(queried, turn, indices[rows.cpu()])
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
@@ -110,12 +123,22 @@ class Attack(Perturbation):
             member[rows[queried.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
             fell[rows] |= queried.fallen
             left[rows] |= queried.left
-        columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, columns)
+        columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
-        return perturbed._replace(places=batches * self.batch_size)
+        return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
+
+    def resume(self, state: dict[str, Tensor], indices: Tensor) -> tuple[int, float]:
+        """Fill `state` with what was kept of these images: the round to go on with, and the seconds spent until then."""
+        found = None if self.keeper is None else self.keeper.load()
+        if found is None or found["indices"].tolist() != indices.tolist():
+            return 0, 0.0
+        for name, values in state.items():
+            values.copy_(found[name])
+        self.sizes[:] = found["sizes"]
+        return found["round"], found["seconds"]
 
     def in_batches(self, size: int) -> Self:
         if size >= self.batch_size:
@@ -123,6 +146,29 @@ class Attack(Perturbation):
         smaller = copy.copy(self)
         smaller.batch_size, smaller.sizes = size, []
         return smaller
+
+    @property
+    def passes(self) -> int:
+        return sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
+
+    def teller(self, rounds: Sequence[Round], number: int, fell: Tensor) -> Callable[[QueriedModel], None]:
+        """Tells `watch`, every TELL seconds, how far round `number` is and how many images stand; some `fell` before it."""
+        before, whole = sum(turn.passes for turn in rounds[:number]), sum(turn.passes for turn in rounds)
+        turn = rounds[number]
+        of_name = [place for place, other in enumerate(rounds) if other.attack == turn.attack]
+        about = turn.attack if len(of_name) == 1 else f"{turn.attack} {of_name.index(number) + 1} of {len(of_name)}"
+        told = time.monotonic() - TELL
+
+        def tell(queried: QueriedModel) -> None:
+            nonlocal told
+            if (now := time.monotonic()) - told < TELL:  # counting waits for the device
+                return
+            told = now
+            share = (before + turn.passes * min(1.0, queried.queries / turn.config.steps)) / whole
+            standing = None if self.surrogate else int((~(queried.fallen | fell)).sum())
+            self.watch(Seen(share, about, standing))
+
+        return tell
 
     def rounds(self, classes: int) -> Iterable[Round]:
         """In order. Raises InputError for too few classes."""
@@ -160,12 +206,16 @@ class Attack(Perturbation):
         self.sizes += [(len(chunk), False) for chunk in images.split(self.batch_size)]
         return torch.cat([model(chunk) for chunk in images.split(self.batch_size)])
 
-    def controls(self, model: nn.Module, images: Tensor, logits: Tensor, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What gives a mask away: logits that differ between identical runs (of a few images), or that are probabilities."""
-        again = self.look(model, images[:CONTROLS])
-        columns["forward_passes"][:CONTROLS] += 1
+    def controls(
+        self, model: nn.Module, images: Tensor, logits: Tensor, indices: Tensor, columns: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What gives a mask away: logits that differ between identical runs (every fourth image), or probabilities."""
+        rows = (indices % CONTROL == 0).nonzero()[:, 0].to(images.device)
         varies = torch.zeros_like(logits[:, 0], dtype=torch.bool)
-        varies[:CONTROLS] = ((again - logits[:CONTROLS]).abs() > VARIATION * logits[:CONTROLS].abs().clamp(min=1)).any(1)
+        if len(rows):
+            again, first = self.look(model, images[rows]), logits[rows]
+            columns["forward_passes"][rows] += 1
+            varies[rows] = ((again - first).abs() > VARIATION * first.abs().clamp(min=1)).any(1)
         return {"varies": varies, "probabilities": probability_like(logits)}
 
     def checked(self, images: Tensor, adversarial: Tensor, columns: dict[str, Tensor]) -> Perturbed:

@@ -76,6 +76,8 @@ class QueriedModel(nn.Module):
         self.spent = {name: torch.zeros_like(labels) for name in ("forward_passes", "backward_passes", "dead_gradients")}
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
+        self.queries = 0
+        self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
 
     def rows(self, count: int) -> Sequence[int]:
         """Which images the `count` rows of a query are: all, or those that have not left."""
@@ -94,6 +96,7 @@ class QueriedModel(nn.Module):
         alive = self.alive
         if len(alive) == 0:
             raise AllFallen
+        self.queries += 1
         inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
         batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
         answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
@@ -110,6 +113,7 @@ class QueriedModel(nn.Module):
 
     def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
         """Logits of one batch, and with `back` the gradient of each image (else the images)."""
+        self.told(self)
         self.sizes.append((len(x), back))
         self.spent["forward_passes"][rows] += 1
         with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own

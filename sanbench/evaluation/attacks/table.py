@@ -60,6 +60,11 @@ class Round(NamedTuple):
     restart: int
     target: int = 2  # 1 is the label's own
 
+    @property
+    def passes(self) -> int:
+        """Of an image that withstands it: a forward one a step, and by gradient a backward one, which counts as two."""
+        return self.config.steps * (3 if ATTACKS[self.attack].by_gradient else 1)
+
 
 Run = Callable[[QueriedModel, Round], Tensor]
 

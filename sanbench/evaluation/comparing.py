@@ -1,0 +1,91 @@
+"""Two networks, or two folders of results, on the same images: which records fit, and how they differ."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sanbench.errors import InputError, unknown
+from sanbench.evaluation.kinds import condition
+from sanbench.evaluation.robust import Findings
+from sanbench.evaluation.statistics import Difference, holm, paired_difference
+from sanbench.store.schema import Record
+
+LEVEL = 0.05
+
+
+class Line(NamedTuple):
+    """The first minus the second, both measured alike; `p_holm` after Holm's correction for all lines of its kind."""
+
+    first: Record
+    second: Record
+    difference: Difference
+    p_holm: float
+
+    @property
+    def condition(self) -> str:
+        return condition(self.first.kind, self.first.setting)
+
+    @property
+    def differs(self) -> bool:
+        return self.difference.excludes_zero and self.p_holm < LEVEL
+
+
+def records_of(findings: Findings, word: str) -> list[Record]:
+    """Those of a run, or else of a network, by its label or the beginning of its weights' hash of at least 6 digits.
+
+    Raises InputError for what none of the records has, and for a word that several networks share.
+    """
+    for names in (
+        lambda record: record.run == word,
+        lambda record: record.network.label == word,
+        lambda record: len(word) >= 6 and record.network.weights.startswith(word),
+    ):
+        found = [record for record in findings.records if names(record)]
+        networks = {record.network.weights: record.run for record in found}
+        if len(networks) > 1:
+            several = ", ".join(f"{weights[:8]} ({run})" for weights, run in networks.items())
+            raise InputError(
+                f"{word!r} is not accepted: it names {len(networks)} networks. Name one by its weights: {several}."
+            )
+        if found:
+            return found
+    raise unknown("run or network", word, {name for record in findings.records for name in (record.run, record.network.label)})
+
+
+def alike(record: Record) -> tuple[str, str, str]:
+    return record.kind, repr(sorted(record.setting.items())), record.data.model_dump_json()
+
+
+def compare_networks(findings: Findings, first: str, second: str) -> dict[str, list[Line]]:
+    """By kind, what both networks were measured on. Raises InputError where that is nothing."""
+    theirs = {alike(record): record for record in records_of(findings, second)}
+    pairs = [(record, theirs[alike(record)]) for record in records_of(findings, first) if alike(record) in theirs]
+    if not pairs:
+        raise InputError(f"{first!r} and {second!r} are not comparable: nothing was measured on the same images for both.")
+    return lines(pairs, findings, findings)
+
+
+def compare_stores(one: Findings, two: Findings) -> dict[str, list[Line]]:
+    """By kind, what was measured of the same network in both: of the same run where there is one, else of the same label.
+
+    Raises InputError where that is nothing.
+    """
+    by_run = {(other.run, other.network.label, alike(other)): other for other in two.records}
+    by_label = {(other.network.label, alike(other)): other for other in two.records}
+    pairs = []
+    for record in one.records:
+        label, key = record.network.label, alike(record)
+        if other := by_run.get((record.run, label, key)) or by_label.get((label, key)):
+            pairs.append((record, other))
+    if not pairs:
+        raise InputError("These results are not comparable: no network was measured on the same images in both.")
+    return lines(pairs, one, two)
+
+
+def lines(pairs: Sequence[tuple[Record, Record]], one: Findings, two: Findings) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for kind in dict.fromkeys(first.kind for first, _ in pairs):
+        own = [pair for pair in pairs if pair[0].kind == kind]
+        differences = [paired_difference(one.right(first), two.right(second)) for first, second in own]
+        corrected = holm([difference.p for difference in differences])
+        found[kind] = [Line(*pair, d, p) for pair, d, p in zip(own, differences, corrected, strict=True)]
+    return found
