@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +11,18 @@ import torch
 
 from sanbench.data import Batch, Changed, ImageList, Images, Request, batches, dead_workers_named, default_workers
 from sanbench.data.images import pixels, without_border
+from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.loop import Perturbation, Scored, Seen, measure
+from sanbench.models.checkpoints import read_checkpoint
+from sanbench.models.integrity import content_digest
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.claims import Claims
 from sanbench.store.files import Part, Store
 from sanbench.store.schema import Measurement, Record
 
+UNFINISHED = "sanbench unfinished part 1"
 TELL = 0.5  # seconds between two tellings of progress, at least
 
 
@@ -166,15 +169,15 @@ class Kept:
     part: int
 
     def load(self) -> dict[str, Any] | None:
-        path = self.store.unfinished_path(self.measurement, self.part)
         try:
-            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError):  # none, or damaged: the part is measured from its beginning
+            return read_checkpoint(self.store.unfinished_path(self.measurement, self.part), UNFINISHED)
+        except SanbenchError:  # none, or damaged: the part is measured from its beginning
             return None
-        return found
 
     def keep(self, state: dict[str, Any]) -> None:
-        self.store.write_unfinished(self.measurement, self.part, partial(torch.save, state))
+        content = {"format": UNFINISHED, **state}
+        whole = {**content, "digest": content_digest(content)}
+        self.store.write_unfinished(self.measurement, self.part, partial(torch.save, whole))
 
 
 class Clock:
