@@ -20,7 +20,7 @@ FIGURES = {
     "robust": "robust accuracy so far {:.1%}",
     "loss": "loss {:.3f}",
     "top1": "top-1 {:.1%}",
-    "lr": "lr {:.4f}",
+    "lr": "lr {:.2g}",
     "images_per_second": "{:.0f} images/s",
     "data_wait": "waiting {:.0%}",
     "memory_mib": "{:.0f} MiB",

@@ -133,17 +133,23 @@ def progress() -> Iterator[Report]:
         yield show
 
 
-def print_records(records: "Sequence[Record]", findings: "Findings", results: Path) -> None:
-    """Conditions as rows, networks as columns; then what flags mean, and where rows and report are."""
+def print_records(records: "Sequence[Record]", findings: "Findings", results: Path, since: str = "") -> None:
+    """Conditions as rows, networks as columns; then what flags mean, and where rows and report are.
+
+    Records that were created before `since` were there already, which is said.
+    """
     from sanbench.evaluation.sanity_checks import FLAGS
     from sanbench.store.files import Store
 
     for table in record_tables(records, findings, console.width):
         console.print(table)
-    told = [record for record in records if record.waited is not None]
+    told = [record for record in records if record.waited is not None and record.created >= since]
     if waited := sum(record.waited or 0 for record in told):
         share = waited / (waited + sum(record.seconds for record in told))
-        console.print(f"{share:.1%} of the time was spent waiting for images to be read and corrupted.", soft_wrap=True)
+        console.print(f"{share:.1%} of the time was spent waiting for images.", soft_wrap=True)
+    if there := sum(record.created < since for record in records):
+        number = "All" if there == len(records) else f"{there:,} of {len(records):,}"
+        console.print(f"{number} measurements were in {results} already and were not repeated.", soft_wrap=True)
     for flag in FLAGS:
         flagged = [f"{short_name(record.network)} {short(record)}" for record in records if flag in findings.flags(record)]
         if flagged:

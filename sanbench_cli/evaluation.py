@@ -118,7 +118,9 @@ class Evaluation:
         from sanbench.progress import within
         from sanbench.runs.evaluated import load_evaluated
         from sanbench.store.files import Store
+        from sanbench.store.schema import now
 
+        begun = now()
         listed = None if self.images is None else read_list(self.images)
         store, records = Store(self.results), list["Record"]()
         with progress() as bar:
@@ -141,7 +143,7 @@ class Evaluation:
                     progress=within(bar, number / len(networks), (number + 1) / len(networks)),
                 )
                 records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
-        print_records(records, Findings.of(store), self.results)
+        print_records(records, Findings.of(store), self.results, begun)
 
 
 def evaluation_command(name: str, kind: Kind) -> Callable[..., None]:

@@ -115,10 +115,20 @@ def condition_rows(
     records: "Sequence[Record]", names: dict[tuple[str, str], str], findings: "Findings", with_interval: bool
 ) -> Iterator[list[str]]:
     """The condition, then the cell of each network; below an attack its success."""
+    from sanbench.evaluation.statistics import wilson  # here, so that `--help` does not wait for SciPy
+
     networks = dict.fromkeys(names.values())
+    before = {names[r.network.label, r.run]: r.counts for r in records if "right_before" in r.counts}
+    if before and not any(record.kind == "accuracy" for record in records):
+        upright = {name: wilson(counts["right_before"], counts["images"]) for name, counts in before.items()}
+        yield ["upright", *(figure(upright[name], with_interval) if name in upright else "" for name in networks)]
     for condition, alike in by_condition(records).items():
         own = {names[record.network.label, record.run]: record for record in alike}
         yield [condition, *(figure(findings.top1(own[name]), with_interval) if name in own else "" for name in networks)]
+        top5 = {name: record.counts for name, record in own.items() if record.kind == "accuracy"}
+        if top5:
+            hits = {name: wilson(counts["correct_top5"], counts["images"]) for name, counts in top5.items()}
+            yield ["  top-5", *(figure(hits[name], with_interval) if name in hits else "" for name in networks)]
         success = {name: found for name, record in own.items() if (found := findings.success(record)) and found.total}
         if success:
             cells = (f"{100 * success[name].value:.1f}" if name in success else "" for name in networks)

@@ -75,7 +75,9 @@ def check_source(source: Any) -> None:
 def wrong(image: Any) -> str:
     """What is wrong with an image, empty where nothing is."""
     if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
-        form = " x ".join(map(str, image.shape)) if isinstance(image, Tensor) else type(image).__name__
+        form = type(image).__name__
+        if isinstance(image, Tensor):
+            form = " x ".join(map(str, image.shape)) or "a single number (are images and labels swapped?)"
         return f"is {form}"
     if not image.is_floating_point():
         return f"has pixels of {str(image.dtype).removeprefix('torch.')}"

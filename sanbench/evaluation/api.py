@@ -258,7 +258,7 @@ def as_evaluated(
         applied = validated(Preprocessing, "preprocessing", mean=mean or (0, 0, 0), std=std or (1, 1, 1))
         with on_device(model, torch.device("cpu")), evaluating(model):
             classes = count_classes(name, model, side)
-        model = Classifier(ModelSpec(name=name, num_classes=classes, mean=applied.mean, std=applied.std), model)
+        model = Classifier(ModelSpec(name=name, num_classes=classes, mean=applied.mean, std=applied.std), model, smallest=1)
     with on_device(model, torch.device("cpu")), evaluating(model):
         findings = probe(model, name, side)
     about = {"name": None, "root": "data", "image_size": side}

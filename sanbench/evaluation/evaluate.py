@@ -100,7 +100,7 @@ def complete(job: Job, claims: Claims, device: torch.device, progress: Report) -
     if job.options.force:
         discard(job.conditions, job.store, claims)
     else:
-        forget_broken(job)
+        forget_broken(job, progress)
     while left := [c for c in job.conditions if c.measurement.key not in (found := job.recorded())]:
         rest = replace(job, conditions=left, done=set(), stood={})
         several = job.options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
@@ -136,11 +136,13 @@ def discard(conditions: Sequence[Condition], store: Store, claims: Claims) -> No
             store.discard(measurement)
 
 
-def forget_broken(job: Job) -> None:
-    """Records whose rows are missing or others than theirs are no results: they are measured again."""
+def forget_broken(job: Job, progress: Report) -> None:
+    """Records whose rows are missing or others than theirs are no results: they are measured again, and that is told."""
     found = job.recorded()
-    kept, _ = sound(job.store, list(found.values()))
+    kept, problems = sound(job.store, list(found.values()))
     job.store.remove([record for record in found.values() if record not in kept])
+    for problem in dict.fromkeys(problems):
+        tell(job, progress, f"{problem} Now it is measured again.")
 
 
 def measure_in_processes(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:

@@ -12,7 +12,7 @@ SMALLEST_IMAGE = 32  # pixels a side: the networks halve it five times
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1], N x 3 x H x W with H and W from 32 up -> logits N x num_classes.
+    """Images in [0, 1], N x 3 x H x W with H and W from `smallest` up -> logits N x num_classes.
 
     Normalisation is inside, so that a perturbation is measured in pixels. `spec` is what `build_model` needs to rebuild it.
     """
@@ -20,10 +20,11 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, network: nn.Module, smallest: int = SMALLEST_IMAGE) -> None:
         super().__init__()
         self.spec = spec
         self.network = network
+        self.smallest = smallest  # pixels a side
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(spec, name))[:, None, None], persistent=False)
 
@@ -33,9 +34,9 @@ class Classifier(nn.Module):
         return self.spec.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_IMAGE:
+        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.smallest:
             raise InputError(
-                f"images of shape {tuple(images.shape)} are not accepted: N x 3 x H x W, H and W from {SMALLEST_IMAGE} up."
+                f"images of shape {tuple(images.shape)} are not accepted: N x 3 x H x W, H and W from {self.smallest} up."
             )
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits

@@ -47,6 +47,8 @@ class Preprocessing(BaseModel):
             numbers = ()
         if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
             raise InputError(f"{info.field_name} {value!r} is not accepted: write three numbers, as in 0.485,0.456,0.406.")
+        if max(numbers) > 1:
+            raise InputError(f"{info.field_name} {value!r} is not accepted: pixels lie in [0, 1], so divide it by 255.")
         return numbers
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
     store.must_exist()
     read = remembering(store.rows)
     records, problems = sound(store, newest(store.records()), read=read)
-    problems = [*store.problems, *problems]
+    problems = list(dict.fromkeys([*store.problems, *problems]))
     findings = Findings(records, read)
     files: dict[str, str] = {}
     if documents := [word for word in wanted if word in DOCUMENTS]:

@@ -299,6 +299,10 @@ def parse(path: Path) -> tuple[list[Record], list[str]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             content = json.loads(line)
+        except ValueError:
+            problems.append(f"{path}, line {number}, is cut or damaged: it is left out.")
+            continue
+        try:
             if content.pop("digest") != line_digest(content):
                 problems.append(f"{path}, line {number}, is not as it was written: it is left out.")
             elif "value" in content:
