@@ -131,7 +131,7 @@ def corruptions(
     photographs: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
     ] = None,
-    image_size: Annotated[int, typer.Option(**SIDE)] = 224,
+    image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
     against: Annotated[
         str | None,
         typer.Option(help="imagecorruptions: time that package too, at severity 3.", callback=one_of("against", CORRUPTERS)),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sanbench.bench.attacks import time_attacks
 from sanbench.bench.photographs import make_imagenet
 from sanbench.bench.pipeline import CASES, time_pipeline
 from sanbench.bench.protocol import BUDGETS, Steadfast, all_passes, standard_seconds, time_protocol
@@ -146,6 +147,12 @@ def test_the_protocol_says_what_each_command_would_take(evaluated):
     assert benchmark.kind == "protocol"
     assert seconds["corrupt"] > 5 * seconds["accuracy"]
     assert benchmark.seconds == seconds
+
+
+def test_what_an_attack_costs_is_told(san_run, runs):
+    (one,) = time_attacks(str(san_run.checkpoint), runs, ["fgsm"], "4/255", 3, 2, CPU)
+    assert one.seconds["attack"] > 0 and one.figures["peak"] > 1e8
+    assert one.figures["backward_passes"] == 3  # its own predictions are right: each image is attacked
 
 
 def test_standard_costs_all_passes_where_pgd_did_not_succeed():

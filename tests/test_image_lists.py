@@ -16,6 +16,7 @@ from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.store.files import Store
 from tests.support.colours import class_folders
 from tests.support.commands import sanbench, snapshot
+from tests.support.report_pages import pages
 
 ROBUSTBENCH = "robustbench-imagenet-5000"
 
@@ -150,7 +151,7 @@ def test_the_report_names_the_list(runs, tmp_path):
         outcome = sanbench(*command, "--images", listed, "--runs", runs, *results)
         assert outcome.exit_code == 0, outcome.output
     assert sanbench("report", *results).exit_code == 0
-    text, digest = (tmp_path / "results" / "report.md").read_text(), read_list(str(listed)).sha256
+    text, digest = pages(tmp_path / "results"), read_list(str(listed)).sha256
     assert f"Images by list: mine.txt, SHA-256 {digest}." in text
     assert f"3 of 18, list {digest[:8]}" in text
     assert "data_listed" in (tmp_path / "results" / "accuracy.csv").read_text()

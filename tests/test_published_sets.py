@@ -18,6 +18,7 @@ from tests.support.colours import NAME, READ, class_folders, paint, reader, writ
 from tests.support.commands import sanbench, snapshot
 from tests.support.photographs import PHOTOGRAPHS
 from tests.support.quick_measurements import measured
+from tests.support.report_pages import pages
 
 FOLDERS = {  # as the archives unpack
     "imagenet-a": "imagenet-a",
@@ -156,7 +157,7 @@ def test_every_measurement_counts_the_200_classes(adversarial, tmp_path):
         for column in {"label", "prediction", "clean_prediction", "target"} & set(rows):
             assert rows[column].between(0, 199).all(), (record.kind, column)
     assert sanbench("report", "--results", tmp_path / "results").exit_code == 0
-    assert "Logits of 200 classes alone count" in (tmp_path / "results" / "report.md").read_text()
+    assert "Logits of 200 classes alone count" in pages(tmp_path / "results")
 
 
 def test_a_network_of_other_classes_is_refused(adversarial, runs, tmp_path):
