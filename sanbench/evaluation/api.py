@@ -19,6 +19,7 @@ from sanbench.device import select_device
 from sanbench.errors import InputError, unknown, validated
 from sanbench.evaluation.attacks.attack import Attack, check_gradients
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
+from sanbench.evaluation.comparing import alike
 from sanbench.evaluation.corruption_files import image_sets
 from sanbench.evaluation.evaluate import evaluate as evaluate_conditions
 from sanbench.evaluation.kinds import KINDS, AttackOptions, Request, condition, parse
@@ -102,10 +103,6 @@ class Results:
 
     def __repr__(self) -> str:
         return self.table.to_string(float_format="{:.3f}".format)
-
-
-def alike(record: Record) -> tuple[str, str, str]:
-    return record.kind, repr(sorted(record.setting.items())), record.data.model_dump_json()
 
 
 def evaluate(
