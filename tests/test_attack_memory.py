@@ -11,7 +11,7 @@ from torch import nn
 from sanbench.evaluation.attacks.table import ATTACKS
 from tests.support.quick_measurements import config, run
 
-MOST = 90  # MiB by which the peaks may differ, as a heap in which much was freed drifts; twenty more steps, of 6 MiB of images each, would be 120
+MOST = 90  # MiB by which the peaks may differ: a heap drifts; twenty more steps, of 6 MiB of images each, would be 120
 PEAK = Path("/proc/self/clear_refs")
 
 pytestmark = pytest.mark.skipif(not PEAK.exists() or sys.platform != "linux", reason="the kernel tells no peak of memory here")
