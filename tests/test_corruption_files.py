@@ -116,7 +116,7 @@ def test_files_and_what_is_made_on_the_fly_never_share_a_table(corrupt, tmp_path
     assert sanbench("report", "--results", tmp_path / "results").exit_code == 0
     groups = by_data(Store(tmp_path / "results").records())
     sources = {name: {r.setting.get("source") for r in group if r.kind == "corruption"} for name, group in groups.items()}
-    assert sorted(sources.values(), key=str) == [{"files"}, {None}] and len(sources) == 2
+    assert sources == {"imagenet: test images (3)": {None}, "imagenet-c: test images (3)": {"files"}}
     text = page(tmp_path / "results", "corruptions")
     assert text.count("Top-1 by corruption") == 2 and "imagenet-c" in text
 

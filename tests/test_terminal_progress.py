@@ -186,10 +186,24 @@ def test_an_attack_goes_on_at_the_round_that_was_interrupted(evaluated, images, 
 def test_a_damaged_state_of_an_attack_is_no_state(evaluated, images, tmp_path):
     (perturbation,) = bind(evaluated.model, parse_attacks("fgsm", "1/255"))
     measured = evaluation.measurement(evaluated, images, range(len(images)), perturbation, EvaluationOptions())
-    kept = parts.Kept(Store(tmp_path), measured, 0)
-    assert kept.load() is None
+    told: list[str] = []
+    kept = parts.Kept(Store(tmp_path), measured, 0, told.append)
+    assert kept.load() is None and not told
     kept.keep({"round": 3})
     assert kept.load() == {"round": 3}
     path = kept.store.unfinished_path(measured, 0)
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
     assert kept.load() is None
+    for place in range(0, len(whole), len(whole) // 60):  # each flip is told, or changes nothing that is read
+        told.clear()
+        path.write_bytes(flipped(whole, place))
+        assert kept.load() == (None if told else {"round": 3})
+    told.clear()
+    path.write_bytes(flipped(whole, whole.index(b"round") + 2))
+    assert kept.load() is None
+    assert len(told) == 1 and told[0].endswith("This part is measured from its beginning.")
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]

@@ -1,7 +1,7 @@
 """The parts of a measurement: which of them are this process's, reading ahead, measuring them, and keeping their rows."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -128,6 +128,7 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
     changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
     clock = Clock()
     reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
+    notice = partial(tell, job, progress)
     pieces: list[tuple[int, Condition, float]] = []  # part, condition and seconds waited of what is measured, in order
 
     def stream() -> Iterator[tuple[Batch, list[Perturbation]]]:
@@ -138,13 +139,10 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
             here = batch._replace(images=batch.images.to(device, non_blocking=True))
             for condition in conditions:
                 pieces.append((part, condition, waited))
-                watch, keeper = (
-                    partial(clock.seen, job, progress, part, condition),
-                    Kept(job.store, condition.measurement, part),
-                )
+                watch = partial(clock.seen, job, progress, part, condition)
+                keeper = Kept(job.store, condition.measurement, part, notice)
                 yield here, [condition.perturbation.watched(watch, keeper)]
 
-    notice = partial(tell, job, progress)
     tell(job, progress)
     with dead_workers_named():
         measured = measure(job.evaluated.model, stream(), device, job.options.batch_size, notice)
@@ -167,12 +165,19 @@ class Kept:
     store: Store
     measurement: Measurement
     part: int
+    notice: Callable[[str], None]
 
     def load(self) -> dict[str, Any] | None:
-        try:
-            return read_checkpoint(self.store.unfinished_path(self.measurement, self.part), UNFINISHED)
-        except SanbenchError:  # none, or damaged: the part is measured from its beginning
+        """None where there is nothing; of what is damaged or another version's that is told, and the part begins anew."""
+        path = self.store.unfinished_path(self.measurement, self.part)
+        if not path.is_file():
             return None
+        try:
+            found = read_checkpoint(path, UNFINISHED, "This part is measured from its beginning.")
+        except SanbenchError as error:
+            self.notice(str(error))
+            return None
+        return {name: value for name, value in found.items() if name != "format"}
 
     def keep(self, state: dict[str, Any]) -> None:
         content = {"format": UNFINISHED, **state}
