@@ -123,7 +123,7 @@ def make_step(case: Case, model: nn.Module, loss: Callable[[], Tensor]) -> Calla
         return torch.no_grad()(loss)
     if case.mode == "attack":
         return lambda: loss().backward()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)  # as in training
 
     def train() -> None:
         optimizer.zero_grad()

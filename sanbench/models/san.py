@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
 from sanbench.models.normalisation import is_fixed, normalisation, normalised
+from sanbench.ops.cpu.block import LAYERS, training_block
 from sanbench.ops.fused import normalised_linear, normalised_pool
 from sanbench.ops.relation import RELATIONS
 
@@ -187,14 +188,17 @@ class SelfAttention(nn.Module):
         """The learned position of every pixel of `x` as query i and as neighbour j: 2 x 2 x H x W. Coordinates span [-1, 1]."""
         if self.position is None:
             return None
-        height, width = x.shape[-2:]
-        dtype = self.position.weight.dtype  # float32 under autocast too: neighbouring positions differ by little
-        across, down = (torch.linspace(-1, 1, n, device=x.device, dtype=dtype) for n in (width, height))
-        weight, bias = self.position.weight.flatten(1), self.position.bias
+        weight, bias = self.position.weight, self.position.bias  # float32 under autocast too: neighbours differ by little
         assert bias is not None
-        of_across, of_down = weight[:, :1] * across, weight[:, 1:] * down  # autocast would halve a convolution's precision
-        encoded = of_across[:, None] + of_down[:, :, None] + bias[:, None, None]
-        return torch.stack([encoded, encoded] if self.relative else [torch.zeros_like(encoded), -encoded])
+        coordinates = coordinates_of(x.shape[2], x.shape[3], weight.dtype, x.device)
+        encoded = (weight * coordinates).sum(1) + bias[:, None, None]  # autocast would halve a convolution's precision
+        return encoded.expand(2, -1, -1, -1) if self.relative else torch.stack([torch.zeros_like(encoded), -encoded])
+
+
+def coordinates_of(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of every pixel, across and down: 2 x H x W."""
+    down, across = (torch.linspace(-1, 1, n, device=device, dtype=dtype) for n in (height, width))
+    return torch.stack([across.expand(height, width), down[:, None].expand(height, width)])
 
 
 class Block(nn.Module):
@@ -216,8 +220,21 @@ class Block(nn.Module):
             weight, bias = self.expand.weight.flatten(1), self.expand.bias
             assert bias is not None
             return normalised_linear(attended, *normalisation(after), [weight], [bias], x)
+        if (out := self.in_one_step(x)) is not None:
+            return out
         attended = self.attention.attend(*normalised(before, x, self.attention.project))
         return normalised(after, attended, self.expand).add_(x)  # in place: autograd does not need a linear's output
+
+    def in_one_step(self, x: Tensor) -> Tensor | None:
+        """The block in training, if the compiled kernels serve it as a whole."""
+        attention = self.attention
+        gamma: Any = getattr(attention, "gamma", ())
+        if x.device.type != "cpu" or attention.shared != "none" or len(gamma) != 6:
+            return None
+        layers = (attention.phi, attention.psi, attention.beta, gamma[0], gamma[2], gamma[3], gamma[5])
+        named = dict(zip(LAYERS, (self.before[0], *layers, self.after[0], self.expand), strict=True))
+        geometry = (attention.attention, attention.relation, attention.footprint)
+        return training_block(x, *geometry, named, attention.encode(x))
 
 
 class SAN(nn.Module):

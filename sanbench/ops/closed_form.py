@@ -94,11 +94,15 @@ def moments(*, query: Tensor, key: Tensor, footprint: int, **named: Any) -> Tens
     window = Footprint(footprint)
     if "position" not in named:
         return patchwise_moments(query, key, window)
-    own, position = pairwise_moments(query, key, window), named["position"]
+    return pairwise_moments(*with_position(query, key, named["position"]), window)
+
+
+def with_position(query: Tensor, key: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both with the channels of the position behind their own, which are the same for all images."""
     if position is None:
-        return own
-    at_i, at_j = position.unsqueeze(1)
-    return torch.cat([own, pairwise_moments(at_i, at_j, window).expand(len(query), -1, -1)], 2)
+        return query, key
+    at_i, at_j = position.unsqueeze(1).expand(-1, len(query), -1, -1, -1)
+    return torch.cat([query, at_i], 1), torch.cat([key, at_j], 1)
 
 
 def pullback(grad: Tensor, *, query: Tensor, key: Tensor, footprint: int, **named: Any) -> dict[str, Tensor]:
@@ -106,11 +110,10 @@ def pullback(grad: Tensor, *, query: Tensor, key: Tensor, footprint: int, **name
     window, channels = Footprint(footprint), query.shape[1]
     if "position" not in named:
         return dict(zip(("query", "key"), patchwise_pullback(grad, query, key, window), strict=True))
-    grads = dict(zip(("query", "key"), pairwise_pullback(grad[:, :, :channels], query, key, window), strict=True))
-    if (position := named["position"]) is not None:
-        shared = grad[:, :, channels:].sum(0, keepdim=True)
-        at_i, at_j = position.unsqueeze(1)
-        grads["position"] = torch.cat(pairwise_pullback(shared, at_i, at_j, window))
+    to_i, to_j = pairwise_pullback(grad, *with_position(query, key, named["position"]), window)
+    grads = {"query": to_i[:, :channels], "key": to_j[:, :channels]}
+    if named["position"] is not None:
+        grads["position"] = torch.stack([to[:, channels:].sum(0) for to in (to_i, to_j)])
     return grads
 
 

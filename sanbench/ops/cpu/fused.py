@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sanbench.ops.cpu.kernels import COMPILED, build, served_by
-from sanbench.ops.cpu.structures import MOST_PARTS, Linear, Normalise, Pool
+from sanbench.ops.cpu.structures import MOST_PARTS, Batch, Linear, Normalise, Pool
 from sanbench.ops.fused import SIDE, linear_shape, pool_shape
 from sanbench.ops.operator import BODIES, memory_format
 
@@ -21,20 +21,29 @@ MOST_INPUTS = 4  # of a linear before pooling; as in pool.cpp
 Prepared = tuple[dict[str, Any], Mapping[str, Tensor | None], Tensor | list[Tensor]]
 
 
+PREPARE: dict[str, tuple[type[ctypes.Structure], Callable[..., Prepared]]] = {}  # of each operator and backward
+
+
+def compiled(build_name: str, operator: str, *values: Any) -> Any:
+    """The result of the compiled kernel, for values that it serves."""
+    structure, prepare = PREPARE[operator]
+    sizes, tensors, returned = prepare(*values)  # `tensors` holds what the addresses point to
+    addresses = {at: x.data_ptr() for at, x in tensors.items() if x is not None}
+    call = structure(**sizes, **addresses)
+    call.threads = torch.get_num_threads()
+    getattr(build(build_name), operator)(ctypes.byref(call))
+    return returned
+
+
 def under(
     operator: str, structure: type[ctypes.Structure], serves: Callable[..., bool], prepare: Callable[..., Prepared]
 ) -> None:
     """Register for CPUs: the compiled kernel for a call that `serves` accepts, else the specification's body."""
+    PREPARE[operator] = structure, prepare
 
     def run(*values: Any) -> Any:
         name = served_by(operator, serves(*values))
-        if name not in COMPILED:
-            return BODIES[operator](*values)
-        sizes, tensors, returned = prepare(*values)  # `tensors` holds what the addresses point to
-        addresses = {at: x.data_ptr() for at, x in tensors.items() if x is not None}
-        call = structure(threads=torch.get_num_threads(), **sizes, **addresses)
-        getattr(build(name), operator)(ctypes.byref(call))
-        return returned
+        return compiled(name, operator, *values) if name in COMPILED else BODIES[operator](*values)
 
     torch.library.register_kernel(f"sanbench::{operator}", "cpu", run)
 
@@ -99,12 +108,31 @@ def moments(x: Tensor) -> Prepared:
     return of_normalise(x), {"x": x, "out": out}, out
 
 
-def moments_backward(grad: Tensor, x: Tensor, moments: Tensor, shared: bool) -> Prepared:
-    grad_x = like(x)
-    tensors = {"x": x, "grad_moments": grad.contiguous(), "moments": moments.contiguous(), "grad_x": grad_x}
+def moments_backward(grad: Tensor, x: Tensor, moments: Tensor, shared: bool, added: Tensor | None = None) -> Prepared:
+    """`added`, laid out as x, is added to the gradient in place."""
+    grad_x = like(x) if added is None else added
+    tensors = {"x": x, "grad_moments": grad.contiguous(), "moments": moments.contiguous(), "grad": added, "grad_x": grad_x}
     return of_normalise(x), tensors, [grad_x]
 
 
+def batch(moments: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, rest: dict[str, float]) -> Prepared:
+    """Scale and shift by the moments of a batch; moves the running `mean` and `variance`."""
+    scale, shift = like(weight), like(weight)
+    tensors = {"moments": moments, "weight": weight, "bias": bias, "running_mean": mean, "running_variance": variance}
+    sizes = {"images": len(moments), "channels": len(weight), **rest}
+    return sizes, {**tensors, "scale": scale, "shift": shift}, [scale, shift]
+
+
+def batch_backward(
+    grad_scale: Tensor, grad_shift: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, rest: dict[str, float]
+) -> Prepared:
+    """The gradients of the moments, the weight and the bias."""
+    grads = {"grad_moments": like(moments), "grad_weight": like(weight), "grad_bias": like(bias)}
+    tensors = {"moments": moments, "weight": weight, "bias": bias, "grad_scale": grad_scale, "grad_shift": grad_shift, **grads}
+    return {"images": len(moments), "channels": len(weight), **rest}, tensors, list(grads.values())
+
+
+PREPARE |= {"batch_normalisation": (Batch, batch), "batch_normalisation_backward": (Batch, batch_backward)}
 under("normalised_relu", Normalise, serves_relu, relu)
 under("normalised_relu_backward", Normalise, serves_relu_backward, relu_backward)
 under("channel_moments", Normalise, serves_moments, moments)

@@ -130,22 +130,32 @@ def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
     return out
 
 
-def run_backward(name: str, operator: str, grad: Tensor, arguments: dict[str, Any], weights: bool) -> dict[str, list[Tensor]]:
-    """Gradients by argument; those of gamma and position only where `weights`."""
+def run_backward(
+    name: str,
+    operator: str,
+    grad: Tensor,
+    arguments: dict[str, Any],
+    weights: bool,
+    out: Tensor | None = None,
+    zeros: dict[str, Tensor] | None = None,
+) -> dict[str, list[Tensor]]:
+    """Gradients by argument; those of gamma and position only where `weights`.
+
+    `out` is what the forward returned, which statistics compute again without it; `zeros` are written by the gradients of maps.
+    """
     if not arguments["gamma"]:
         return moments_backward(grad, arguments)
     call, library = prepare(**arguments), build(name)
-    maps = [m for m in MAPS if m in arguments]
-    grads: dict[str, list[Tensor]] = {
-        m: [torch.zeros_like(arguments[m], memory_format=memory_format(arguments[m]))] for m in maps
-    }
-    for m in maps:
-        setattr(call, f"grad_{m}", StridedMap.of(grads[m][0]))
+    given = {m: arguments[m] for m in MAPS if m in arguments}
+    zeros = zeros or {m: torch.zeros_like(x, memory_format=memory_format(x)) for m, x in given.items()}
+    grads = {m: [zeros[m]] for m in given}
+    for m, (to,) in grads.items():
+        setattr(call, f"grad_{m}", StridedMap.of(to))
     if "value" in arguments:
         call.out = StridedMap.of(grad)
     else:
-        forward, grad = run_forward(name, operator, arguments), grad.contiguous()
-        call.moments, call.grad_moments = forward.data_ptr(), grad.data_ptr()
+        out, grad = run_forward(name, operator, arguments) if out is None else out, grad.contiguous()
+        call.moments, call.grad_moments = out.data_ptr(), grad.data_ptr()
     if weights:
         call.weights = 1
         grads["gamma"] = [torch.zeros_like(g) for g in arguments["gamma"]]

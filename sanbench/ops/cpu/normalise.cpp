@@ -1,15 +1,27 @@
-// Moments of each channel, relu(scale x + shift), and their backwards over a dense map, as outer x channels x inner: channels-last maps
-// have inner 1.
+// Moments of each channel, what a batch makes of them, relu(scale x + shift), and their backwards over a dense map, as outer x
+// channels x inner: channels-last maps have inner 1.
+#include <cmath>
+
 #include "tile.h"
 
 struct Normalise {
     int64_t images, outer, channels, inner;
     int threads;
     const float *x, *scale, *shift, *grad;
-    const float *moments, *grad_moments;            // images x 2 x channels
+    const float *moments, *grad_moments;            // images x 2 x channels; the backward of moments adds `grad`, if it is there
     float *out, *grad_x, *grad_scale, *grad_shift;  // out: also the moments; the last two may be missing
 };
 MIRRORED(Normalise, grad_shift)
+
+struct Batch {  // normalisation by the moments of all images, each over `values` numbers a channel
+    int64_t images, channels, values, threads;
+    double momentum, eps;
+    const float *moments, *weight, *bias;              // moments: images x 2 x channels
+    float *running_mean, *running_variance, *scale, *shift;
+    const float *grad_scale, *grad_shift;
+    float *grad_moments, *grad_weight, *grad_bias;
+};
+MIRRORED(Batch, grad_bias)
 
 namespace {
 
@@ -131,12 +143,50 @@ void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean
         each<ALONG>(n, first, rows, [&](int64_t at, int64_t c, int64_t size) {
             auto of = [&](const float* values) { return ALONG ? part(values + c, size) : all(values[c]); };
             const V slope = of(grad + n.channels) * (2 * over);
-            put(n.grad_x + at, of(grad) * over + slope * (part(n.x + at, size) - of(mean)), size);
+            const V before = n.grad ? part(n.grad + at, size) : V{};
+            put(n.grad_x + at, before + of(grad) * over + slope * (part(n.x + at, size) - of(mean)), size);
         });
     });
 }
 
+struct Merged {  // mean and biased variance of one channel of the batch
+    double mean = 0, variance = 0;
+    Merged(const Batch& b, int64_t channel) {
+        auto moment = [&](int64_t image, int64_t which) { return (double)b.moments[(2 * image + which) * b.channels + channel]; };
+        for (int64_t n = 0; n < b.images; ++n) mean += moment(n, 0);
+        mean /= (double)b.images;
+        for (int64_t n = 0; n < b.images; ++n) variance += moment(n, 1) + (moment(n, 0) - mean) * (moment(n, 0) - mean);
+        variance /= (double)b.images;
+    }
+};
+
 }  // namespace
+
+extern "C" void batch_normalisation(const Batch* b) {
+    const double count = (double)(b->images * b->values), unbiased = count / (count - 1);
+    auto move = [&](float& average, double to) { average += (float)(b->momentum * (to - average)); };
+    for (int64_t c = 0; c < b->channels; ++c) {
+        const Merged merged(*b, c);
+        const double scale = b->weight[c] / std::sqrt(merged.variance + b->eps);
+        b->scale[c] = (float)scale, b->shift[c] = (float)(b->bias[c] - merged.mean * scale);
+        move(b->running_mean[c], merged.mean), move(b->running_variance[c], merged.variance * unbiased);
+    }
+}
+
+extern "C" void batch_normalisation_backward(const Batch* b) {
+    for (int64_t c = 0; c < b->channels; ++c) {
+        const Merged merged(*b, c);
+        const double inverse = 1 / std::sqrt(merged.variance + b->eps), to_scale = b->grad_scale[c] - b->grad_shift[c] * merged.mean;
+        const double to_mean = -b->grad_shift[c] * b->weight[c] * inverse / (double)b->images;
+        const double to_variance = -to_scale * b->weight[c] * inverse * inverse * inverse / 2 / (double)b->images;
+        b->grad_weight[c] = (float)(to_scale * inverse), b->grad_bias[c] = b->grad_shift[c];
+        for (int64_t n = 0; n < b->images; ++n) {
+            const float mean = b->moments[2 * n * b->channels + c];
+            float* to = b->grad_moments + 2 * n * b->channels + c;
+            to[0] = (float)(to_mean + 2 * to_variance * (mean - merged.mean)), to[b->channels] = (float)to_variance;
+        }
+    }
+}
 
 extern "C" void normalised_relu(const Normalise* n) { n->inner == 1 ? forward<true>(*n) : forward<false>(*n); }
 extern "C" void normalised_relu_backward(const Normalise* n) { n->inner == 1 ? backward<true>(*n) : backward<false>(*n); }

@@ -49,6 +49,17 @@ class Normalise(ctypes.Structure):
     )
 
 
+class Batch(ctypes.Structure):
+    """Arguments of normalise.cpp's normalisation by a batch."""
+
+    _fields_ = (
+        *fields(ctypes.c_int64, "images channels values threads"),
+        *fields(ctypes.c_double, "momentum eps"),
+        *fields(ctypes.c_void_p, "moments weight bias running_mean running_variance scale shift"),
+        *fields(ctypes.c_void_p, "grad_scale grad_shift grad_moments grad_weight grad_bias"),
+    )
+
+
 class Pool(ctypes.Structure):
     """Arguments of pool.cpp."""
 
@@ -71,7 +82,7 @@ class Linear(ctypes.Structure):
     )
 
 
-STRUCTURES: tuple[type[ctypes.Structure], ...] = (StridedMap, Attention, Normalise, Pool, Linear)
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (StridedMap, Attention, Normalise, Batch, Pool, Linear)
 
 
 def check_layouts(library: Any, file: str) -> None:

@@ -1,0 +1,185 @@
+"""A block of a SAN in training as one step of autograd, from the compiled kernels.
+
+On small maps it takes longer to call a block's thirty operators, and to differentiate them, than to compute them. The
+specification is `sanbench.models.san.Block` as it composes operators. No map is kept but the inputs of what normalises.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sanbench.ops.closed_form import moments_backward
+from sanbench.ops.cpu.fused import compiled, is_dense, is_float32
+from sanbench.ops.cpu.kernels import COMPILED, kernel, run_backward, run_forward, served_by
+from sanbench.ops.dispatch import LARGEST_FOOTPRINT, RELATION
+from sanbench.ops.operator import memory_format
+
+PROJECTIONS = ("query", "key", "value")
+NORMS = ("before", "first_norm", "second_norm", "after")
+LAYERS = ("before", *PROJECTIONS, "first_norm", "first", "second_norm", "second", "after", "expand")  # first, second: of gamma
+
+
+class Settings(NamedTuple):
+    build: str
+    kind: str  # pairwise or patchwise
+    relation: str
+    footprint: int
+    norms: Mapping[str, nn.BatchNorm2d]  # of NORMS
+
+
+def training_block(
+    x: Tensor, kind: str, relation: str, footprint: int, layers: Mapping[str, Any], position: Tensor | None
+) -> Tensor | None:
+    """The block of x N x C x H x W in training, laid out as x, or None for what the compiled kernels do not serve.
+
+    `layers` are the normalisations and 1 x 1 convolutions of LAYERS, whose running averages move; `position` is the encoded
+    one of pairwise attention. Tracing, autocast and modes that look at single operators are not served.
+    """
+    norms = {name: layers[name] for name in NORMS}
+    parameters = [parameter for name in LAYERS for parameter in (layers[name].weight, layers[name].bias)]
+    served = (
+        all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms.values())
+        and relation == RELATION.get(kind)
+        and footprint in range(3, LARGEST_FOOTPRINT + 1, 2)
+        and kernel() in COMPILED
+        and is_float32(x, *(parameter for parameter in parameters if parameter is not None))
+        and is_dense(x)
+        and (memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1))
+        and len(x) * x.shape[2] * x.shape[3] > 1  # the operators refuse a batch without a variance
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+    if not served:
+        return None
+    settings = Settings(served_by("training_block", True), kind, relation, footprint, norms)
+    out: Tensor = TrainingBlock.apply(settings, x, *parameters, position)
+    for norm in norms.values():
+        norm.num_batches_tracked += 1
+    return out
+
+
+class Parameters:
+    """`weight` and `bias` of each of LAYERS, the parts of a projection and the arguments that attention operators share."""
+
+    def __init__(self, settings: Settings, values: tuple[Tensor, ...]) -> None:
+        self.weight: dict[str, Tensor] = dict(zip(LAYERS, values[0:-1:2], strict=True))
+        self.bias: dict[str, Tensor] = dict(zip(LAYERS, values[1:-1:2], strict=True))
+        self.flat = {name: weight.flatten(1) for name, weight in self.weight.items() if weight.dim() == 4}
+        self.sizes = [len(self.bias[name]) for name in PROJECTIONS]
+        self.shared: dict[str, Any] = {"relation": settings.relation, "footprint": settings.footprint}
+        if settings.kind == "pairwise":
+            self.shared["position"] = values[-1]
+
+    def parts(self, projected: Tensor) -> dict[str, Tensor]:
+        return dict(zip(PROJECTIONS, projected.split(self.sizes, 1), strict=True))
+
+    def pair(self, projected: Tensor, gamma: list[Tensor]) -> dict[str, Any]:
+        """Arguments of the statistics operators."""
+        parts = self.parts(projected)
+        return {"query": parts["query"], "key": parts["key"], "gamma": gamma, **self.shared}
+
+
+def pixels_by_channels(x: Tensor) -> Tensor:
+    """A view of a dense channels-last map."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+class TrainingBlock(torch.autograd.Function):
+    """x N x C x H x W, dense and channels last, float32 -> the same."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: Settings, x: Tensor, *parameters: Tensor) -> Tensor:
+        build, kind, p = settings.build, settings.kind, Parameters(settings, parameters)
+        pixels = x.shape[2] * x.shape[3]
+        pairs = pixels * settings.footprint**2 if kind == "pairwise" else pixels
+        kept: list[Tensor] = []
+
+        def normalise(name: str, moments: Tensor, values: int) -> list[Tensor]:
+            """Scale and shift by the moments of the images, each over `values` numbers."""
+            norm = settings.norms[name]
+            rest = {"values": values, "momentum": norm.momentum, "eps": norm.eps}
+            running = norm.running_mean, norm.running_var
+            scaled = compiled(build, "batch_normalisation", moments, p.weight[name], p.bias[name], *running, rest)
+            kept.extend([moments, *scaled])
+            return scaled
+
+        def linear(x: Tensor, norm: str, names: tuple[str, ...], residual: Tensor | None) -> Tensor:
+            scaled = normalise(norm, compiled(build, "channel_moments", x), pixels)
+            weights, biases = [p.flat[name] for name in names], [p.bias[name] for name in names]
+            out: Tensor = compiled(build, "normalised_linear", x, *scaled, weights, biases, residual)
+            return out
+
+        projected = linear(x, "before", PROJECTIONS, None)
+        gamma: list[Tensor] = []
+        for layer in ("first", "second"):
+            moments = run_forward(build, f"{kind}_statistics", p.pair(projected, gamma))
+            gamma = [*gamma, *normalise(f"{layer}_norm", moments, pairs), p.flat[layer]]
+        gamma.append(p.bias["second"])
+        attended = run_forward(build, f"{kind}_attention", {**p.parts(projected), "gamma": gamma, **p.shared})
+        out = linear(attended, "after", ("expand",), x)
+        ctx.settings = settings
+        ctx.save_for_backward(x, projected, attended, *kept, *parameters)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        settings: Settings = ctx.settings
+        x, projected, attended, *rest = ctx.saved_tensors
+        build, kind, p = settings.build, settings.kind, Parameters(settings, tuple(rest[12:]))
+        kept = {name: rest[3 * at : 3 * at + 3] for at, name in enumerate(NORMS)}  # moments, scale, shift
+        to_weight: dict[str, Tensor | None] = {}
+        to_bias: dict[str, Tensor | None] = {"first": None}
+
+        def normalise(name: str, to_scale: Tensor, to_shift: Tensor) -> Tensor:
+            """The gradient of the moments."""
+            given = to_scale, to_shift, kept[name][0], p.weight[name], p.bias[name], {"eps": settings.norms[name].eps}
+            to_moments, to_weight[name], to_bias[name] = compiled(build, "batch_normalisation_backward", *given)
+            return to_moments
+
+        def linear(grad: Tensor, x: Tensor, norm: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Gradients of weight, bias and x; weight outputs x inputs."""
+            moments, *scaled = kept[norm]
+            rows = pixels_by_channels(grad)
+            of_weight = rows.t() @ pixels_by_channels(compiled(build, "normalised_relu", x, *scaled))
+            back = (rows @ weight).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+            to_x, *to_scaled = compiled(build, "normalised_relu_backward", back, x, *scaled, True)
+            compiled(build, "channel_moments_backward", normalise(norm, *to_scaled), x, moments, True, to_x)
+            return of_weight, rows.sum(0), to_x
+
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        to_weight["expand"], to_bias["expand"], to_attended = linear(grad, attended, "after", p.flat["expand"])
+        to_projected = torch.zeros_like(projected)
+        to_parts = p.parts(to_projected)
+        gamma = [*kept["first_norm"][1:], p.flat["first"], *kept["second_norm"][1:], p.flat["second"], p.bias["second"]]
+        arguments = {**p.parts(projected), "gamma": gamma, **p.shared}
+        found = run_backward(build, f"{kind}_attention", to_attended, arguments, True, zeros=to_parts)
+        *to_first, to_scale, to_shift, to_weight["second"], to_bias["second"] = found["gamma"]
+        to_position = found.get("position", [])
+        to_moments = normalise("second_norm", to_scale, to_shift)
+        of_second = run_backward(
+            build, f"{kind}_statistics", to_moments, p.pair(projected, gamma[:3]), True, kept["second_norm"][0]
+        )
+        for total, part in zip(to_first, of_second["gamma"], strict=True):
+            total += part
+        *to_scaled, to_weight["first"] = to_first
+        of_first = moments_backward(normalise("first_norm", *to_scaled), p.pair(projected, []))
+        for found in (of_second, of_first):
+            for name in ("query", "key"):
+                to_parts[name] += found[name][0]
+            to_position = to_position + found.get("position", [])
+        weight = torch.cat([p.flat[name] for name in PROJECTIONS])
+        of_weight, of_bias, to_x = linear(to_projected, x, "before", weight)
+        to_weight |= zip(PROJECTIONS, of_weight.split(p.sizes), strict=True)
+        to_bias |= zip(PROJECTIONS, of_bias.split(p.sizes), strict=True)
+        to_x += grad
+        grads = [(to_weight[name], to_bias[name]) for name in LAYERS]
+        shaped = (
+            None if to is None else to.view_as(parameter)
+            for to, parameter in zip((to for both in grads for to in both), rest[12:-1], strict=True)
+        )
+        return None, to_x, *shaped, torch.stack(to_position).sum(0) if to_position else None
