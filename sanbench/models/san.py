@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sanbench.ops  # noqa: F401  registers torch.ops.sanbench
 from sanbench.errors import InputError, unknown
 from sanbench.models.normalisation import is_fixed, normalisation, normalised
-from sanbench.ops.cpu.block import LAYERS, training_block
+from sanbench.ops.cpu.block import LAYERS, block_in_one_step
 from sanbench.ops.fused import normalised_linear, normalised_pool
 from sanbench.ops.relation import RELATIONS
 
@@ -212,6 +212,8 @@ class Block(nn.Module):
         self.expand = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (out := self.in_one_step(x)) is not None:
+            return out
         before, after = self.before[0], self.after[0]
         assert isinstance(before, nn.BatchNorm2d) and isinstance(after, nn.BatchNorm2d)
         if is_fixed(self, x):  # normalised maps and sums are not written to memory
@@ -220,13 +222,11 @@ class Block(nn.Module):
             weight, bias = self.expand.weight.flatten(1), self.expand.bias
             assert bias is not None
             return normalised_linear(attended, *normalisation(after), [weight], [bias], x)
-        if (out := self.in_one_step(x)) is not None:
-            return out
         attended = self.attention.attend(*normalised(before, x, self.attention.project))
         return normalised(after, attended, self.expand).add_(x)  # in place: autograd does not need a linear's output
 
     def in_one_step(self, x: Tensor) -> Tensor | None:
-        """The block in training, if the compiled kernels serve it as a whole."""
+        """The block, if the compiled kernels serve it as a whole."""
         attention = self.attention
         gamma: Any = getattr(attention, "gamma", ())
         if x.device.type != "cpu" or attention.shared != "none" or len(gamma) != 6:
@@ -234,7 +234,7 @@ class Block(nn.Module):
         layers = (attention.phi, attention.psi, attention.beta, gamma[0], gamma[2], gamma[3], gamma[5])
         named = dict(zip(LAYERS, (self.before[0], *layers, self.after[0], self.expand), strict=True))
         geometry = (attention.attention, attention.relation, attention.footprint)
-        return training_block(x, *geometry, named, attention.encode(x))
+        return block_in_one_step(x, *geometry, named, attention.encode(x))
 
 
 class SAN(nn.Module):

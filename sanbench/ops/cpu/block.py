@@ -1,4 +1,4 @@
-"""A block of a SAN in training as one step of autograd, from the compiled kernels.
+"""A block of a SAN as one step of autograd, from the compiled kernels: in training, and in evaluation by constants.
 
 On small maps it takes longer to call a block's thirty operators, and to differentiate them, than to compute them. The
 specification is `sanbench.models.san.Block` as it composes operators. No map is kept but the inputs of what normalises.
@@ -30,34 +30,41 @@ class Settings(NamedTuple):
     norms: Mapping[str, nn.BatchNorm2d]  # of NORMS
 
 
-def training_block(
+def block_in_one_step(
     x: Tensor, kind: str, relation: str, footprint: int, layers: Mapping[str, Any], position: Tensor | None
 ) -> Tensor | None:
-    """The block of x N x C x H x W in training, laid out as x, or None for what the compiled kernels do not serve.
+    """The block of x N x C x H x W, laid out as x, or None for what the compiled kernels do not serve as a whole.
 
-    `layers` are the normalisations and 1 x 1 convolutions of LAYERS, whose running averages move; `position` is the encoded
-    one of pairwise attention. Tracing, autocast and modes that look at single operators are not served.
+    `layers` are the normalisations and 1 x 1 convolutions of LAYERS, `position` is the encoded one of pairwise attention.
+    In training the running averages move. In evaluation blocks are served whose parameters need no gradient. Tracing,
+    autocast and modes that look at single operators are not served.
     """
     norms = {name: layers[name] for name in NORMS}
     parameters = [parameter for name in LAYERS for parameter in (layers[name].weight, layers[name].bias)]
+    floats = [parameter for parameter in parameters if parameter is not None]
+    training = norms["before"].training
     served = (
-        all(type(norm) is nn.BatchNorm2d and norm.training for norm in norms.values())
+        all(type(norm) is nn.BatchNorm2d and norm.training == training for norm in norms.values())
         and relation == RELATION.get(kind)
         and footprint in range(3, LARGEST_FOOTPRINT + 1, 2)
         and kernel() in COMPILED
-        and is_float32(x, *(parameter for parameter in parameters if parameter is not None))
+        and is_float32(x, *floats)
         and is_dense(x)
         and (memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1))
-        and len(x) * x.shape[2] * x.shape[3] > 1  # the operators refuse a batch without a variance
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
     )
+    if training:  # the operators refuse a batch without a variance
+        served = served and len(x) * x.shape[2] * x.shape[3] > 1
+    else:
+        served = served and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in floats))
     if not served:
         return None
-    settings = Settings(served_by("training_block", True), kind, relation, footprint, norms)
-    out: Tensor = TrainingBlock.apply(settings, x, *parameters, position)
-    for norm in norms.values():
+    function: Any = TrainingBlock if training else FixedBlock
+    settings = Settings(served_by("training_block" if training else "fixed_block", True), kind, relation, footprint, norms)
+    out: Tensor = function.apply(settings, x, *parameters, position)
+    for norm in norms.values() if training else ():
         norm.num_batches_tracked += 1
     return out
 
@@ -88,8 +95,55 @@ def pixels_by_channels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
+def attention_arguments(p: Parameters, projected: Tensor, gamma: list[Tensor]) -> dict[str, Any]:
+    return {**p.parts(projected), "gamma": gamma, **p.shared}
+
+
+class FixedBlock(torch.autograd.Function):
+    """x N x C x H x W, dense and channels last, float32 -> the same, by running averages. x alone has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: Settings, x: Tensor, *parameters: Tensor) -> Tensor:
+        build, p = settings.build, Parameters(settings, parameters)
+
+        def normalise(name: str) -> list[Tensor]:
+            norm = settings.norms[name]
+            given = p.weight[name], p.bias[name], norm.running_mean, norm.running_var, {"eps": norm.eps}
+            scaled: list[Tensor] = compiled(build, "batch_normalisation", None, *given)
+            return scaled
+
+        before, first, second, after = (normalise(name) for name in NORMS)
+        weights, biases = ([given[name] for name in PROJECTIONS] for given in (p.flat, p.bias))
+        projected = compiled(build, "normalised_linear", x, *before, weights, biases, None)
+        gamma = [*first, p.flat["first"], *second, p.flat["second"], p.bias["second"]]
+        attended = run_forward(build, f"{settings.kind}_attention", attention_arguments(p, projected, gamma))
+        out: Tensor = compiled(build, "normalised_linear", attended, *after, [p.flat["expand"]], [p.bias["expand"]], x)
+        if ctx.needs_input_grad[1]:
+            ctx.settings, ctx.parameters, ctx.gamma = settings, p, gamma
+            ctx.save_for_backward(x, projected, attended, *before, *after)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        settings: Settings = ctx.settings
+        build, p = settings.build, ctx.parameters
+        x, projected, attended, *scaled = ctx.saved_tensors
+        before, after = scaled[:2], scaled[2:]
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        (to_attended,) = compiled(
+            build, "normalised_linear_backward", grad, attended, *after, [p.flat["expand"]], [p.bias["expand"]], False
+        )
+        to_projected = torch.zeros_like(projected)
+        arguments = attention_arguments(p, projected, ctx.gamma)
+        run_backward(build, f"{settings.kind}_attention", to_attended, arguments, False, zeros=p.parts(to_projected))
+        weights, biases = ([given[name] for name in PROJECTIONS] for given in (p.flat, p.bias))
+        (to_x,) = compiled(build, "normalised_linear_backward", to_projected, x, *before, weights, biases, False)
+        return None, to_x.add_(grad), *[None] * (2 * len(LAYERS) + 1)
+
+
 class TrainingBlock(torch.autograd.Function):
-    """x N x C x H x W, dense and channels last, float32 -> the same."""
+    """x N x C x H x W, dense and channels last, float32 -> the same, by the moments of the batch."""
 
     @staticmethod
     def forward(ctx: Any, settings: Settings, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -119,7 +173,7 @@ class TrainingBlock(torch.autograd.Function):
             moments = run_forward(build, f"{kind}_statistics", p.pair(projected, gamma))
             gamma = [*gamma, *normalise(f"{layer}_norm", moments, pairs), p.flat[layer]]
         gamma.append(p.bias["second"])
-        attended = run_forward(build, f"{kind}_attention", {**p.parts(projected), "gamma": gamma, **p.shared})
+        attended = run_forward(build, f"{kind}_attention", attention_arguments(p, projected, gamma))
         out = linear(attended, "after", ("expand",), x)
         ctx.settings = settings
         ctx.save_for_backward(x, projected, attended, *kept, *parameters)
@@ -156,7 +210,7 @@ class TrainingBlock(torch.autograd.Function):
         to_projected = torch.zeros_like(projected)
         to_parts = p.parts(to_projected)
         gamma = [*kept["first_norm"][1:], p.flat["first"], *kept["second_norm"][1:], p.flat["second"], p.bias["second"]]
-        arguments = {**p.parts(projected), "gamma": gamma, **p.shared}
+        arguments = attention_arguments(p, projected, gamma)
         found = run_backward(build, f"{kind}_attention", to_attended, arguments, True, zeros=to_parts)
         *to_first, to_scale, to_shift, to_weight["second"], to_bias["second"] = found["gamma"]
         to_position = found.get("position", [])

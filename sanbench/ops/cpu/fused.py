@@ -115,11 +115,13 @@ def moments_backward(grad: Tensor, x: Tensor, moments: Tensor, shared: bool, add
     return of_normalise(x), tensors, [grad_x]
 
 
-def batch(moments: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, rest: dict[str, float]) -> Prepared:
-    """Scale and shift by the moments of a batch; moves the running `mean` and `variance`."""
+def batch(
+    moments: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, rest: dict[str, float]
+) -> Prepared:
+    """Scale and shift by the moments of a batch, which move the running `mean` and `variance`, or without by those."""
     scale, shift = like(weight), like(weight)
     tensors = {"moments": moments, "weight": weight, "bias": bias, "running_mean": mean, "running_variance": variance}
-    sizes = {"images": len(moments), "channels": len(weight), **rest}
+    sizes = {"images": 0 if moments is None else len(moments), "channels": len(weight), **rest}
     return sizes, {**tensors, "scale": scale, "shift": shift}, [scale, shift]
 
 

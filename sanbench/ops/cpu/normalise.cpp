@@ -13,7 +13,7 @@ struct Normalise {
 };
 MIRRORED(Normalise, grad_shift)
 
-struct Batch {  // normalisation by the moments of all images, each over `values` numbers a channel
+struct Batch {  // normalisation by the moments of all images, each over `values` numbers a channel; of no images: by running averages
     int64_t images, channels, values, threads;
     double momentum, eps;
     const float *moments, *weight, *bias;              // moments: images x 2 x channels
@@ -152,6 +152,8 @@ void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean
 struct Merged {  // mean and biased variance of one channel of the batch
     double mean = 0, variance = 0;
     Merged(const Batch& b, int64_t channel) {
+        if (!b.images) mean = b.running_mean[channel], variance = b.running_variance[channel];
+        if (!b.images) return;
         auto moment = [&](int64_t image, int64_t which) { return (double)b.moments[(2 * image + which) * b.channels + channel]; };
         for (int64_t n = 0; n < b.images; ++n) mean += moment(n, 0);
         mean /= (double)b.images;
@@ -169,7 +171,7 @@ extern "C" void batch_normalisation(const Batch* b) {
         const Merged merged(*b, c);
         const double scale = b->weight[c] / std::sqrt(merged.variance + b->eps);
         b->scale[c] = (float)scale, b->shift[c] = (float)(b->bias[c] - merged.mean * scale);
-        move(b->running_mean[c], merged.mean), move(b->running_variance[c], merged.variance * unbiased);
+        if (b->images) move(b->running_mean[c], merged.mean), move(b->running_variance[c], merged.variance * unbiased);
     }
 }
 

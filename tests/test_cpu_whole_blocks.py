@@ -1,4 +1,4 @@
-"""A block in training as one step: against the composition of operators in float64, build by build, on awkward shapes."""
+"""A block as one step: against the composition of operators in float64, build by build, on awkward shapes."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -51,7 +51,7 @@ def composed(monkeypatch) -> Callable[..., dict[str, Tensor]]:
 
     def run(block: nn.Module, *values: Tensor) -> dict[str, Tensor]:
         with monkeypatch.context() as patched:
-            patched.setattr(san, "training_block", lambda *_: None)
+            patched.setattr(san, "block_in_one_step", lambda *_: None)
             return step(block, *values)
 
     return run
@@ -72,6 +72,27 @@ def test_a_training_step_is_that_of_the_operators(size, kind, position, build, c
     for name, expected in exact.items():
         size = max(expected.abs().max(), 1e-2 * gradients)  # some are 0 but for rounding: beta's bias before a normalisation
         assert (found[name] - expected).abs().max() < 1e-3 * size, name
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(("kind", "position"), KINDS)
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_evaluation_and_the_gradient_of_its_images_are_those_of_the_operators(size, kind, position, build, composed):
+    *shape, footprint = size
+    block = block_of(shape[1], footprint, attention=kind, position=position)
+    x, grad = case(*shape)
+    block(x)  # moves the running averages
+    block.eval().requires_grad_(False)
+    exact = composed(deepcopy(block).double(), x.double(), grad.double())
+    with cpu.use_kernel(build):
+        found = step(block, x, grad)
+        with torch.no_grad():
+            again = block(x)
+    assert cpu.last_kernel("fixed_block") == build
+    assert same(found["out"], again)
+    for name, expected in exact.items():
+        if expected is not None:
+            assert (found[name] - expected).abs().max() <= 1e-4 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
@@ -101,7 +122,7 @@ def unserved() -> dict[str, Callable[[], nn.Module]]:
         return block
 
     return {
-        "evaluation": lambda: block_of(64).eval(),
+        "evaluation of weights that need a gradient": lambda: block_of(64).eval(),
         "another relation": lambda: block_of(64, relation="summation"),
         "three linears in gamma": lambda: block_of(64, gamma_depth=3),
         "shared projections": lambda: block_of(64, shared="phi-psi"),
@@ -115,6 +136,7 @@ def unserved() -> dict[str, Callable[[], nn.Module]]:
 @pytest.mark.parametrize("name", unserved())
 def test_what_is_left_to_the_operators(name, monkeypatch):
     monkeypatch.setattr("sanbench.ops.cpu.block.TrainingBlock.apply", None)
+    monkeypatch.setattr("sanbench.ops.cpu.block.FixedBlock.apply", None)
     block = unserved()[name]()
     x, _ = case(2, 64, 6, 6)
     dtype = next(block.parameters()).dtype
@@ -123,6 +145,7 @@ def test_what_is_left_to_the_operators(name, monkeypatch):
 
 def test_autocast_other_layouts_and_forced_specifications_are_left_to_the_operators(monkeypatch):
     monkeypatch.setattr("sanbench.ops.cpu.block.TrainingBlock.apply", None)
+    monkeypatch.setattr("sanbench.ops.cpu.block.FixedBlock.apply", None)
     x, _ = case(2, 64, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert block_of(64)(x).isfinite().all()
