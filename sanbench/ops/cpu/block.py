@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sanbench.ops.closed_form import moments_backward
 from sanbench.ops.cpu.fused import compiled, is_dense, is_float32
 from sanbench.ops.cpu.kernels import COMPILED, kernel, run_backward, run_forward, served_by
 from sanbench.ops.dispatch import LARGEST_FOOTPRINT, RELATION
@@ -211,9 +210,8 @@ class TrainingBlock(torch.autograd.Function):
         to_parts = p.parts(to_projected)
         gamma = [*kept["first_norm"][1:], p.flat["first"], *kept["second_norm"][1:], p.flat["second"], p.bias["second"]]
         arguments = attention_arguments(p, projected, gamma)
-        found = run_backward(build, f"{kind}_attention", to_attended, arguments, True, zeros=to_parts)
-        *to_first, to_scale, to_shift, to_weight["second"], to_bias["second"] = found["gamma"]
-        to_position = found.get("position", [])
+        of_attention = run_backward(build, f"{kind}_attention", to_attended, arguments, True, zeros=to_parts)
+        *to_first, to_scale, to_shift, to_weight["second"], to_bias["second"] = of_attention["gamma"]
         to_moments = normalise("second_norm", to_scale, to_shift)
         of_second = run_backward(
             build, f"{kind}_statistics", to_moments, p.pair(projected, gamma[:3]), True, kept["second_norm"][0]
@@ -221,11 +219,11 @@ class TrainingBlock(torch.autograd.Function):
         for total, part in zip(to_first, of_second["gamma"], strict=True):
             total += part
         *to_scaled, to_weight["first"] = to_first
-        of_first = moments_backward(normalise("first_norm", *to_scaled), p.pair(projected, []))
-        for found in (of_second, of_first):
-            for name in ("query", "key"):
-                to_parts[name] += found[name][0]
-            to_position = to_position + found.get("position", [])
+        pair, to_moments = p.pair(projected, []), normalise("first_norm", *to_scaled)
+        of_first = run_backward(build, f"{kind}_statistics", to_moments, pair, True, zeros=to_parts)  # adds to them
+        for name in ("query", "key"):
+            to_parts[name] += of_second[name][0]
+        to_position = [to for found in (of_attention, of_second, of_first) for to in found.get("position", [])]
         weight = torch.cat([p.flat[name] for name in PROJECTIONS])
         of_weight, of_bias, to_x = linear(to_projected, x, "before", weight)
         to_weight |= zip(PROJECTIONS, of_weight.split(p.sizes), strict=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sanbench.errors import SanbenchError, unknown
 from sanbench.ops.checks import MAPS
-from sanbench.ops.closed_form import moments, moments_backward
 from sanbench.ops.cpu.structures import Attention, StridedMap, check_layouts
 from sanbench.ops.dispatch import OPERATORS, UNFUSED, Backend, floating, takes
 from sanbench.ops.operator import memory_format
@@ -103,7 +102,8 @@ def serves(operator: str, **arguments: Any) -> bool:
 
 def prepare(query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, **optional: Any) -> Attention:
     """The call's inputs. It holds addresses only: `gamma` must be contiguous and everything must outlive it."""
-    call = Attention(footprint=footprint, threads=torch.get_num_threads(), narrow=query.shape[1], hidden=len(gamma[2]))
+    call = Attention(footprint=footprint, threads=torch.get_num_threads(), narrow=query.shape[1])
+    call.hidden = len(gamma[2]) if gamma else 0
     call.images, call.height, call.width = len(query), *query.shape[-2:]
     call.query, call.key = StridedMap.of(query), StridedMap.of(key)
     call.gamma[: len(gamma)] = [g.data_ptr() for g in gamma]
@@ -117,17 +117,25 @@ def prepare(query: Tensor, key: Tensor, gamma: list[Tensor], footprint: int, **o
 
 
 def run_forward(name: str, operator: str, arguments: dict[str, Any]) -> Tensor:
-    if not arguments["gamma"]:
-        return moments(**arguments)
     call, value = prepare(**arguments), arguments.get("value")
     if value is None:
-        out = torch.empty(call.images, 2, call.hidden)
+        channels = call.hidden or relation_channels(operator, call)
+        out = torch.empty(call.images, 2, channels)
         call.out_moments = out.data_ptr()
     else:
         out = torch.empty(value.shape, memory_format=memory_format(value))
         call.out = StridedMap.of(out)
-    getattr(build(name), operator)(ctypes.byref(call))
+    getattr(build(name), entry(operator, call))(ctypes.byref(call))
     return out
+
+
+def relation_channels(operator: str, call: Attention) -> int:
+    return call.narrow + call.extra if operator.startswith("pairwise") else call.narrow * (1 + call.footprint**2)
+
+
+def entry(operator: str, call: Attention) -> str:
+    """The kernels' name of it: statistics without gamma are moments of the relation itself."""
+    return operator if call.hidden else operator.replace("statistics", "moments")
 
 
 def run_backward(
@@ -143,8 +151,6 @@ def run_backward(
 
     `out` is what the forward returned, which statistics compute again without it; `zeros` are written by the gradients of maps.
     """
-    if not arguments["gamma"]:
-        return moments_backward(grad, arguments)
     call, library = prepare(**arguments), build(name)
     given = {m: arguments[m] for m in MAPS if m in arguments}
     zeros = zeros or {m: torch.zeros_like(x, memory_format=memory_format(x)) for m, x in given.items()}
@@ -154,17 +160,19 @@ def run_backward(
     if "value" in arguments:
         call.out = StridedMap.of(grad)
     else:
-        out, grad = run_forward(name, operator, arguments) if out is None else out, grad.contiguous()
-        call.moments, call.grad_moments = out.data_ptr(), grad.data_ptr()
+        if out is None and call.hidden:
+            out = run_forward(name, operator, arguments)
+        grad = grad.contiguous()
+        call.moments, call.grad_moments = None if out is None else out.data_ptr(), grad.data_ptr()
     if weights:
         call.weights = 1
         grads["gamma"] = [torch.zeros_like(g) for g in arguments["gamma"]]
         call.grad_gamma[: len(grads["gamma"])] = [g.data_ptr() for g in grads["gamma"]]
         if call.extra:
-            groups = library.pairwise_groups(ctypes.byref(call))
+            groups = library.pairwise_groups(ctypes.byref(call)) if call.hidden else 1
             parts = torch.zeros(2, groups, *arguments["position"].shape[1:])  # added up in a fixed order
             call.grad_at_i, call.grad_at_j = parts[0].data_ptr(), parts[1].data_ptr()
-    getattr(library, f"{operator}_backward")(ctypes.byref(call))
+    getattr(library, f"{entry(operator, call)}_backward")(ctypes.byref(call))
     if weights and call.extra:
         position = arguments["position"]
         grads["position"] = [parts.sum(1).contiguous(memory_format=memory_format(position))]
