@@ -203,11 +203,13 @@ def test_most_wrong_values_are_refused_without_torch(world):
 
 
 def test_the_words_of_options_are_those_of_the_library():
+    from sanbench.bench.shapes import FUSED
     from sanbench.data.decoding import DECODERS
     from sanbench.device import DEVICES
+    from sanbench.models.configurations import SANConfig
     from sanbench.models.export import FORMATS
     from sanbench.models.external import Preprocessing
-    from sanbench.models.san import SANConfig
+    from sanbench.ops.cpu import KERNELS
     from sanbench.report import FORMATS as REPORTS
     from sanbench.runs.config import Recipe, TrainConfig
     from sanbench_cli import options
@@ -219,6 +221,8 @@ def test_the_words_of_options_are_those_of_the_library():
     assert set(options.DEVICES) == set(DEVICES)
     assert set(options.EXPORTS) == set(FORMATS)
     assert set(options.REPORTS) == set(REPORTS)
+    assert options.KERNELS == KERNELS
+    assert options.ATTENTIONS[:2] == FUSED
     assert set(options.PRECISIONS) == words(TrainConfig, "precision")
     assert set(options.SELECTIONS) == words(Recipe, "select")
     assert set(options.ATTENTIONS) == words(SANConfig, "attention")

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sanbench.data import Images
+    from sanbench.data import images as loaded
     from sanbench.evaluation import turning
     from sanbench.evaluation.kinds import Bind
     from sanbench.runs.evaluated import EvaluatedModel
 else:
-    torch, turning = Late("torch"), Late("sanbench.evaluation.turning")
+    torch, loaded, turning = Late("torch"), Late("sanbench.data.images"), Late("sanbench.evaluation.turning")
 
 ACCEPTED = "clockwise degrees (90, 22.5), ranges start:stop:step (0:360:15, without the stop), and the words flip and mirror"
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -76,7 +77,7 @@ class Frame:
     def show(self, images: Tensor) -> Tensor:
         side = min(images.shape[2:]) - 2 * self.border
         if self.border and self.crop == "none":
-            images = turning.centre(images, side)
+            images = loaded.centre(images, side)
         if self.mask == "disc":
             shown = min(images.shape[2:])
             places = torch.arange(shown, device=images.device) - (shown - 1) / 2
@@ -85,7 +86,7 @@ class Frame:
         if self.crop == "inscribed":
             whole = min(images.shape[2:])
             inscribed = int(whole / sqrt(2))
-            inner = turning.centre(images, inscribed - (whole - inscribed) % 2)  # exactly in the centre
+            inner = loaded.centre(images, inscribed - (whole - inscribed) % 2)  # exactly in the centre
             images = turning.resized(inner, side)
         return images
 

@@ -1,4 +1,4 @@
-"""Images turned by any angle, cropped and resized: the same bits as torchvision's functions, which a test compares.
+"""Images turned by any angle, and resized: the same bits as torchvision's functions, which a test compares.
 
 Written out here, because torchvision's import takes as long as torch's own.
 """
@@ -24,12 +24,6 @@ def turned(images: Tensor, angle: float, interpolation: str, fill: float) -> Ten
     sampled = F.grid_sample(torch.cat([images, inside], 1), grid, interpolation, "zeros", align_corners=False)
     pixels, share = sampled[:, :-1], sampled[:, -1:]
     return torch.where(share < 0.5, fill, pixels) if interpolation == "nearest" else (pixels - fill) * share + fill
-
-
-def centre(images: Tensor, side: int) -> Tensor:
-    """The square of `side` pixels in the centre."""
-    top, left = (round((size - side) / 2) for size in images.shape[2:])
-    return images[..., top : top + side, left : left + side]
 
 
 def resized(images: Tensor, side: int) -> Tensor:
