@@ -52,7 +52,7 @@ class ResNet(nn.Module):
         else:
             nn.Linear(2048, 1000)  # torchvision draws its own head first: a seed has given these weights since
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # of those torch would import its compiler
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if config.width != 1:
             self.fc = nn.Linear(inputs, num_classes)
