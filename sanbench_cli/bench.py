@@ -21,6 +21,7 @@ from sanbench_cli.options import (
     Device,
     Results,
     Root,
+    Runs,
     list_of,
     one_of,
     start,
@@ -86,6 +87,20 @@ def model(
         f"{mode}, batch {batch_size}, {dtype}, channels_last, {'compiled' if compiled else 'eager'}, {conditions(found)}. "
         "Medians; ratio of neighbouring steps; kept: what autograd keeps for the backward pass; peak: a process of its own."
     )
+
+
+@bench.command()
+def startup(n: Count = 10, runs: Runs = Path("runs"), results: Results = Path("results")) -> None:
+    """Time whole commands, each as a process of its own, in turn, on finished runs and on records."""
+    from sanbench.bench.startup import time_commands
+
+    found = record_each(results, lambda bar: time_commands(runs, results, n, bar))
+    table = Table("command", "s", "processor, s")
+    for one in found:
+        ((command, seconds),) = one.seconds.items()
+        table.add_row(command, f"{seconds:.2f}", f"{one.figures['cpu']:.2f}")
+    console.print(table)
+    note(f"Medians, {conditions(found)}. Processor: of all threads.")
 
 
 @bench.command()

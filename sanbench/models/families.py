@@ -130,7 +130,10 @@ class Networks(Mapping[str, NamedNetwork]):
         return {name: every[name] for name in sorted(every, key=position)}
 
     def __getitem__(self, name: str) -> NamedNetwork:
-        return self.table()[name]
+        for family in FAMILIES.values():
+            if name in family.networks:
+                return family.networks[name]
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table())
