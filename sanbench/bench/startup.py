@@ -38,13 +38,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rotate 45, one image": ("rotate", "--angles", "45", *ONE),
     "attack fgsm, one image": ("attack", "--attack", "fgsm", *ONE),
 }
+BESIDE = {"import torch": "import torch"}  # Python's code that commands are compared with
 
 
 def time_commands(runs: Path, results: Path, n: int, progress: Report = silent) -> Iterator[Benchmark]:
     """Each of COMMANDS, n times in turn, on the finished runs under `runs` and the records in `results`.
 
-    Seconds by the clock; `cpu` in the figures are those of all its threads. "import torch" stands beside them. Nothing is written
-    to either folder. Raises InputError if n is below 1, SanbenchError for a command that ends otherwise than it should.
+    Seconds by the clock; `cpu` in the figures are those of all its threads. BESIDE stands beside them. Both folders
+    stay as they are. Raises InputError if n is below 1, SanbenchError for a command that ends otherwise than it should.
     """
     check_rounds(n)
     spent: dict[str, list[float]] = {}
@@ -54,7 +55,7 @@ def time_commands(runs: Path, results: Path, n: int, progress: Report = silent) 
             name: [sys.executable, "-m", "sanbench_cli", *(word.format(**places) for word in words)]
             for name, words in COMMANDS.items()
         }
-        sides["import torch"] = [sys.executable, "-c", "import torch"]
+        sides |= {name: [sys.executable, "-c", code] for name, code in BESIDE.items()}
         calls = {name: partial(run, words, spent.setdefault(name, [])) for name, words in sides.items()}
         timing = time_in_turn(calls, n, torch.device("cpu"), progress, "commands")
     for name in calls:
@@ -70,9 +71,8 @@ def run(words: list[str], spent: list[float]) -> None:
     ended = subprocess.run(words, capture_output=True, text=True, env=os.environ)
     spent.append(children() - before)
     if ended.returncode not in (0, WRONG) or (ended.returncode == WRONG) != ("nonsense" in " ".join(words)):
-        raise SanbenchError(
-            f"`sanbench {' '.join(words[3:])}` has ended with {ended.returncode}: {ended.stderr.strip()[-300:]}"
-        )
+        said = ended.stderr.strip()[-300:]
+        raise SanbenchError(f"`sanbench {' '.join(words[3:])}` has ended with {ended.returncode}: {said}")
 
 
 def children() -> float:
