@@ -1,9 +1,9 @@
 """sanbench: train self-attention networks (SAN) and their ResNet baselines, and measure how robust they are."""
 
-from importlib import import_module as _import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
-from typing import Any as _Any
+
+from sanbench.late import attributes as _attributes
 
 if TYPE_CHECKING:
     from sanbench.evaluation.api import Results as Results
@@ -17,7 +17,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+source"
 
-_HOME = {
+_HOME = {  # imported when they are asked for
     "Results": "sanbench.evaluation.api",
     "attack": "sanbench.evaluation.api",
     "build_model": "sanbench.models",
@@ -26,12 +26,7 @@ _HOME = {
 }
 __all__ = ["Results", "attack", "build_model", "evaluate", "load_model"]
 
-
-def __getattr__(name: str) -> _Any:
-    """Import torch only when something is asked for: the command line's help must not wait for it."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'sanbench' has no attribute {name!r}")
-    return getattr(_import_module(_HOME[name]), name)
+__getattr__ = _attributes(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

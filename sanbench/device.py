@@ -1,5 +1,7 @@
 """The machine: which device computes, what it is called, and how its memory is handled."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import os
@@ -8,11 +10,16 @@ import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 import sanbench
 from sanbench.errors import InputError, SanbenchError
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Late("torch")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEEP = 2**30

@@ -11,14 +11,18 @@ from sanbench_cli.applicable import Typer, check_data_options
 from sanbench_cli.benchmarks import RATIO, BatchSize, Count, conditions, note, ratio, record_each
 from sanbench_cli.console import console
 from sanbench_cli.options import (
+    ATTENTIONS,
     BATCH,
     DTYPES,
+    KERNELS,
     PRECISIONS,
     SIDE,
     WORKERS,
     Device,
     Results,
     Root,
+    Runs,
+    list_of,
     one_of,
     start,
 )
@@ -56,10 +60,14 @@ def model(
     results: Results = Path("results"),
 ) -> None:
     """Time SANs against the ResNets they compare with, in turn: sanbench bench model san19 --attack."""
-    from sanbench.bench.networks import time_pairs
+    from sanbench.models import resolve
 
     if train and attack:
         raise InputError("--train and --attack are not accepted together: name one.")
+    for name in pairs or ():
+        resolve(name)  # a wrong name is told before torch is imported, here and below
+    from sanbench.bench.networks import time_pairs
+
     mode = "train" if train else "attack" if attack else "evaluate"
     step: dict[str, Any] = {"mode": mode, "batch_size": batch_size, "dtype": dtype, "compiled": compiled}
     names, sweep = pairs or ["san19_pairwise", "san19_patchwise"], (image_size or [224], footprint or [7])
@@ -82,11 +90,28 @@ def model(
 
 
 @bench.command()
+def startup(n: Count = 10, runs: Runs = Path("runs"), results: Results = Path("results")) -> None:
+    """Time whole commands, each as a process of its own, in turn, on finished runs and on records."""
+    from sanbench.bench.startup import time_commands
+
+    found = record_each(results, lambda bar: time_commands(runs, results, n, bar))
+    table = Table("command", "s", "processor, s")
+    for one in found:
+        ((command, seconds),) = one.seconds.items()
+        table.add_row(command, f"{seconds:.2f}", f"{one.figures['cpu']:.2f}")
+    console.print(table)
+    note(f"Medians, {conditions(found)}. Processor: of all threads.")
+
+
+@bench.command()
 def ops(
     batch_size: BatchSize = 4,
     image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
     footprint: Annotated[int | None, typer.Option(help="Of stages 1 to 4; default: 7.", **FOOTPRINT)] = None,
-    kernels: Annotated[str | None, typer.Option(help="Default: every kernel but plain, which expands whole batches.")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="Default: every kernel but plain, which expands whole batches.", callback=list_of("kernel", KERNELS)),
+    ] = None,
     n: Count = 5,
     results: Results = Path("results"),
 ) -> None:
@@ -121,15 +146,16 @@ def train(
     results: Results = Path("results"),
 ) -> None:
     """Time the training loop of networks in turn, and what it costs beside them: sanbench bench train san10 resnet26."""
-    from sanbench.bench.training import LIMIT, time_training
     from sanbench.runs.config import configure
-    from sanbench.training.profile import PARTS
 
     check_data_options([data], {"data_root": data_root})
-    used = start(device)
     options: dict[str, Any] = {"precision": precision, "compile": compile, "workers": workers}
     options |= {"recipe": recipe, "changes": {"batch_size": batch_size}} | ({"data_root": data_root} if data_root else {})
     configs = [configure(name, data, **options) for name in models or ["san10", "resnet26"]]
+    from sanbench.bench.training import LIMIT, time_training
+    from sanbench.training.profile import PARTS
+
+    used = start(device)
     (found,) = record_each(results, lambda bar: [time_training(configs, n, used, bar)])
     table = Table("network", "images/s", *PARTS, f"overhead (limit {LIMIT:.0%})")
     for label in found.seconds:
@@ -150,6 +176,9 @@ def roofline(
     batch_size: Annotated[int, typer.Option(help="Images that share the reading of gamma's weights.", **BATCH)] = 128,
 ) -> None:
     """What attention costs on a GPU by its shapes: bytes, multiply-adds and the least time, fused and expanded."""
+    from sanbench.models import resolve
+
+    resolve(name)
     from sanbench.bench.roofline import CHIPS
     from sanbench.bench.roofline import roofline as modelled
     from sanbench.bench.shapes import find_dtype
@@ -174,19 +203,23 @@ def roofline(
 
 @bench.command()
 def kernels(
-    attention: Annotated[str, typer.Argument(help="pairwise or patchwise.")] = "patchwise",
-    stages: Annotated[str, typer.Option(help="Of 0 to 4, comma-separated.")] = "0,1,2,3,4",
+    attention: Annotated[
+        str, typer.Argument(help="pairwise or patchwise.", callback=one_of("attention", ATTENTIONS[:2]))
+    ] = "patchwise",
+    stages: Annotated[
+        str, typer.Option(help="Of 0 to 4, comma-separated.", callback=list_of("stage", tuple("01234")))
+    ] = "0,1,2,3,4",
     dtype: GpuDtype = "bfloat16",
-    capability: Annotated[int, typer.Option(help="80 or 90.")] = 80,
+    capability: Annotated[str, typer.Option(help="80 or 90.", callback=one_of("capability", ("80", "90")))] = "80",
 ) -> None:
     """Compile the Triton kernels without a GPU: registers and spilled bytes a thread, shared memory a program."""
     from sanbench.bench.gpu_kernels import compile_kernels, parse_stages
     from sanbench.bench.shapes import find_dtype
 
     table = Table("kernel", "stage", "tile", "warps", "registers", "spills, bytes", "shared, KB")
-    for one in compile_kernels(parse_stages(stages), [find_dtype(dtype)], [capability], [attention]):
+    for one in compile_kernels(parse_stages(stages), [find_dtype(dtype)], [int(capability)], [attention]):
         tile = " ".join(f"{name.lower()} {size}" for name, size in one.tile.constants)
         needs = [str(one.needs.registers), str(one.needs.spills), f"{one.needs.shared / 1024:.1f}"]
         table.add_row(one.kernel, str(one.stage), tile, str(one.tile.warps), *needs)
     console.print(table)
-    note(f"{attention}, {dtype}, compute capability {capability / 10}, maps of 224 x 224 images; compiled, not run.")
+    note(f"{attention}, {dtype}, compute capability {int(capability) / 10}, maps of 224 x 224 images; compiled, not run.")

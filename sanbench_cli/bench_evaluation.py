@@ -17,6 +17,7 @@ from sanbench_cli.options import (
     Device,
     Results,
     Runs,
+    existing_folder,
     list_of,
     number_within,
     one_of,
@@ -28,11 +29,18 @@ if TYPE_CHECKING:
     from sanbench.progress import Report
     from sanbench.store.schema import Benchmark
 
+Photographs = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Of photographs; default: the 20 that foolbox ships.",
+        callback=existing_folder("photographs"),
+    ),
+]
+
 
 def reading(
-    photographs: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
-    ] = None,
+    photographs: Photographs = None,
     decoders: Annotated[
         str, typer.Option(help="In the order of the table.", callback=list_of("decoder", DECODERS))
     ] = "pil,torchvision,turbo",
@@ -59,7 +67,12 @@ def reading(
 def made_images(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where val/ with 1,000 class folders is written.")],
     images: Annotated[int, typer.Option(help="Files of 500 x 375.", **COUNT)] = 50_000,
-    photographs: Annotated[Path | None, typer.Option(help="Folder of photographs; default: the 20 that foolbox ships.")] = None,
+    photographs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photographs; default: the 20 that foolbox ships.", callback=existing_folder("--photographs")
+        ),
+    ] = None,
 ) -> None:
     """Make a set laid out like ImageNet's, to measure time and memory on: sanbench bench images made-imagenet."""
     from sanbench.bench.photographs import make_imagenet
@@ -70,9 +83,7 @@ def made_images(
 
 
 def corruptions(
-    photographs: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Of photographs; default: the 20 that foolbox ships.")
-    ] = None,
+    photographs: Photographs = None,
     image_size: Annotated[int, typer.Option(help="Side of an image in pixels.", **SIDE)] = 224,
     against: Annotated[
         str | None,
@@ -120,6 +131,9 @@ def evaluate(
     results: Results = Path("results"),
 ) -> None:
     """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
+    from sanbench.models import resolve
+
+    resolve(name)  # a wrong name is told before torch is imported, here and below
     from sanbench.bench.evaluation import LIMIT, time_evaluation
 
     used = start(device)
@@ -146,6 +160,10 @@ def pipeline(
     results: Results = Path("results"),
 ) -> None:
     """How fast images are read, perturbed and measured, how long the network waits, and in how much memory."""
+    from sanbench.runs.evaluated import has_weights
+
+    if network != "stub":
+        has_weights(network, runs)
     from sanbench.bench.pipeline import time_pipeline
 
     used, readers = start(device), workers or [1, 2]
@@ -170,10 +188,15 @@ def attacks(
     results: Results = Path("results"),
 ) -> None:
     """What each attack costs on photographs, in its default setting: sanbench bench attacks san10 --attack pgd,fab."""
-    from sanbench.bench.attacks import time_attacks
-    from sanbench.evaluation.attacks.table import ATTACKS
+    from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
+    from sanbench.runs.evaluated import has_weights
 
-    used, names = start(device), list(ATTACKS) if attack is None else [word.strip() for word in attack.split(",")]
+    has_weights(network, runs)
+    names = list(ATTACKS) if attack is None else [word.strip() for word in attack.split(",")]
+    parse_attacks(",".join(names), eps)
+    from sanbench.bench.attacks import time_attacks
+
+    used = start(device)
     found = record_each(results, lambda bar: time_attacks(network, runs, names, eps, images, batch_size, used, bar))
     table = Table("attack", "s", "fell", "forward passes", "backward passes", "peak, MB")
     for one in found:
@@ -198,8 +221,10 @@ def protocol(
     results: Results = Path("results"),
 ) -> None:
     """What all measurements of a network would take here, in hours: sanbench bench protocol san10 --top1 0.77."""
+    from sanbench.runs.evaluated import fresh_or_evaluated, has_weights
+
+    has_weights(network, runs)
     from sanbench.bench.protocol import Line, time_protocol
-    from sanbench.runs.evaluated import fresh_or_evaluated
 
     used, lines = start(device), list[Line]()
     evaluated = fresh_or_evaluated(network, runs)

@@ -47,10 +47,10 @@ def prepare(
     data_root: Root,
 ) -> None:
     """Unpack the official archives into train/WNID and val/WNID, and check them; goes on where it was interrupted."""
+    only_imagenet(name)
     from sanbench.data.check import check as check_set
     from sanbench.data.prepare import prepare as unpack
 
-    only_imagenet(name)
     with progress() as bar:
         unpack(archives, data_root, bar)
         found = check_set(data_root, progress=bar)

@@ -111,20 +111,23 @@ class Evaluation:
     def run(self, kind: str, options: Any) -> None:
         """The one way from a command to the evaluation loop."""
         request = Request(self.seed, self.batch_size, self.load, self.data)
-        bind = parse(kind, options, request)  # what is wrong is said before anything
-        from sanbench.data import read_list
-        from sanbench.evaluation.api import Asked, evaluate
-        from sanbench.evaluation.robust import Findings
+        bind = parse(kind, options, request)  # what is wrong is said before anything, and before torch is imported
+        from sanbench.data import ReadOptions, find_dataset, read_list
         from sanbench.progress import within
         from sanbench.runs.evaluated import load_evaluated
-        from sanbench.store.files import Store
         from sanbench.store.schema import now
 
         begun = now()
         listed = None if self.images is None else read_list(self.images)
-        store, records = Store(self.results), list["Record"]()
+        if self.data is not None:
+            find_dataset(self.data, ReadOptions())
         with progress() as bar:
             networks = load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing)
+            from sanbench.evaluation.api import Asked, evaluate
+            from sanbench.evaluation.robust import Findings
+            from sanbench.store.files import Store
+
+            store, records = Store(self.results), list["Record"]()
             names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
             check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
             start(self.device)

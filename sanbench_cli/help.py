@@ -64,7 +64,7 @@ def fields(module: str, name: str) -> list[str]:
 def lists(command: str, option: str) -> str:
     """What is listed beside the text of an option."""
     if (command, option) == ("train", "settings"):
-        san, resnet = fields("sanbench.models.san", "SANConfig"), fields("sanbench.models.resnet", "ResNetConfig")
+        san, resnet = (fields("sanbench.models.configurations", name) for name in ("SANConfig", "ResNetConfig"))
         recipe = fields("sanbench.runs.config", "Recipe")
         return f"Of the recipe: {', '.join(recipe)}. Of a SAN: {', '.join(san)}. Of a ResNet: {', '.join(resnet)}."
     if (command, option) == ("corrupt", "kinds"):

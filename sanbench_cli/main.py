@@ -61,7 +61,9 @@ def report(
     pixels: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Show images in html: of data sets in DIR, or in the package.", callback=existing_folder
+            metavar="DIR",
+            help="Show images in html: of data sets in DIR, or in the package.",
+            callback=existing_folder("--pixels"),
         ),
     ] = None,
 ) -> None:

@@ -50,11 +50,14 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write a network for other programs: sanbench export RUN --output network.onnx."""
-    from sanbench.models.export import export_model
     from sanbench.runs.evaluated import image_side, load_evaluated
 
     written = export_format(form, output)
+    if output.exists():
+        raise InputError(f"{output} is there already: remove it, or name another file with --output.")
     (evaluated,) = load_evaluated([run], runs)
+    from sanbench.models.export import export_model
+
     side = image_side(evaluated) if image_size is None else image_size
     export_model(evaluated.model, written, output, side)
     shape = (

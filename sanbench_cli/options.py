@@ -32,6 +32,7 @@ EXPORTS = ("safetensors", "onnx", "pt2")
 REPORTS = ("md", "csv", "html", "tex")
 DTYPES = ("float32", "bfloat16")
 CORRUPTERS = ("imagecorruptions",)
+KERNELS = ("avx512", "avx2", "portable", "tiled", "plain")  # on the CPU
 
 
 def one_of(option: str, words: Sequence[str]) -> Callable[[str | None], str | None]:
@@ -45,11 +46,11 @@ def one_of(option: str, words: Sequence[str]) -> Callable[[str | None], str | No
     return check
 
 
-def list_of(option: str, words: Sequence[str]) -> Callable[[str], str]:
+def list_of(option: str, words: Sequence[str]) -> Callable[[str | None], str | None]:
     """A check that an option's value is a list of `words`, separated by commas."""
 
-    def check(value: str) -> str:
-        for word in value.split(","):
+    def check(value: str | None) -> str | None:
+        for word in [] if value is None else value.split(","):
             if word.strip() not in words:
                 raise unknown(option, word.strip(), words)
         return value
@@ -82,6 +83,12 @@ def folder(path: Path) -> Path:
     return path
 
 
+def results_folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--results {path} is not accepted: it is no folder.")
+    return path
+
+
 def writable(path: Path) -> Path:
     if not path.absolute().parent.is_dir():
         raise InputError(f"--output {path} is not accepted: there is no folder {path.parent}.")
@@ -94,15 +101,20 @@ def folder_to_write(path: Path | None) -> Path | None:
     return None if path is None else writable(path)
 
 
-def existing_folder(path: Path | None) -> Path | None:
-    if path is not None and not path.is_dir():
-        raise InputError(f"--pixels {path} is not accepted: there is no such folder.")
-    return path
+def existing_folder(option: str) -> Callable[[Path | None], Path | None]:
+    """A check that an option's value is a folder that is there."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise InputError(f"{option} {path} is not accepted: there is no such folder.")
+        return path
+
+    return check
 
 
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.", callback=folder)]
 Output = Annotated[Path, typer.Option(help="File to write.", callback=writable)]
-Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.")]
+Results = Annotated[Path, typer.Option(help="Folder of records, rows and reports.", callback=results_folder)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", callback=one_of("device", DEVICES))]
 Root = Annotated[
     Path | None,

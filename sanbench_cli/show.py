@@ -11,7 +11,7 @@ from sanbench.errors import InputError
 from sanbench_cli.applicable import check_data_options, no_effect
 from sanbench_cli.console import console, progress
 from sanbench_cli.evaluation import Data, Decoder, Evaluation, Networks
-from sanbench_cli.options import Crop, Device, Interpolation, Mean, Resize, Root, Runs, Std, Weights, number_within
+from sanbench_cli.options import Crop, Device, Interpolation, Mean, Resize, Root, Runs, Std, Weights, number_within, start
 
 STAGES = {"min": 0, "max": 4}  # of a SAN
 MOST_DIGITS = 9
@@ -87,15 +87,19 @@ def show(
     view = Evaluation(
         mean=mean, std=std, resize=resize, network_crop=network_crop, network_interpolation=network_interpolation
     ).preprocessing
-    from sanbench.explain.attention import find_san
-    from sanbench.explain.draw import draw
-    from sanbench.explain.panels import Asked, check_attack, explain
+    from sanbench.data import ReadOptions, find_dataset
+    from sanbench.explain.asked import Asked, check_attack
     from sanbench.runs.evaluated import load_evaluated, test_images
-    from sanbench_cli.options import start
 
     if attack is not None:
         check_attack(attack)
+    if data is not None:
+        find_dataset(data, ReadOptions())
     found = load_evaluated(networks or [], runs, weights or (), view)
+    from sanbench.explain.attention import find_san
+    from sanbench.explain.draw import draw
+    from sanbench.explain.panels import explain
+
     names = list(dict.fromkeys(name for each in found if (name := data or each.data["name"])))
     if len(names) > 1:
         raise InputError(f"These networks were trained on {' and '.join(names)}: name one data set with --data.")

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,12 +111,8 @@ def train(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train a network: sanbench train san15 --attention patchwise --set footprint=5."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
-    from sanbench.training.distributed import joined
     from sanbench.training.interruption import PROCESS, Interruption
     from sanbench.training.launcher import is_launched, launch
-    from sanbench.training.loop import machine
-    from sanbench.training.loop import train as train_network
 
     fields = {"attention": attention, "epochs": epochs, "batch_size": batch_size, "lr": lr, "select": select}
     changes = parse_settings(settings or [], named(fields))
@@ -137,18 +134,19 @@ def train(
         }
     )
     choices = {"recipe": recipe, "changes": changes, **options}
+    choose_run = partial(choose, model, data, choices, run, resume, runs)
+    chosen = None if is_launched() else choose_run()  # wrong input is told before there are processes, and before torch
+    if nproc > 1 and chosen is not None and not dry_run:
+        with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
+            raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
+    from sanbench.training.distributed import joined
+    from sanbench.training.loop import machine
+    from sanbench.training.loop import train as train_network
 
-    def choose_run() -> "tuple[TrainConfig, Path, bool]":
-        return choose(model, data, choices, run, resume, runs)
-
-    if nproc > 1 and not is_launched():
-        config, folder, continues = choose_run()  # raises for wrong input before there are processes
-        if not dry_run:
-            with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
-                raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
     with lost_process_named(), joined(start(device)) as (group, rank_device):
         try:
-            config, folder, continues = group.broadcast_from_rank_zero(choose_run)
+            config, folder, continues = group.broadcast_from_rank_zero(lambda: chosen or choose_run())
             if dry_run:
                 show_plan(config, max(nproc, group.size))
                 return

@@ -98,7 +98,7 @@ def test_shipped_images_are_verified(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"size": 3}', "\udcff"])
 def test_a_marker_of_shrinking_that_is_none_is_named(content, tmp_path):
-    from sanbench.data.folders import SHRUNK, shrunk
+    from sanbench.data.listing import SHRUNK, shrunk
 
     (tmp_path / SHRUNK).write_text(content, errors="surrogateescape")
     with pytest.raises(SanbenchError, match=r"shrunk\.json"):

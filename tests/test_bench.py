@@ -15,7 +15,7 @@ from sanbench.data import Batch, ReadOptions, load_dataset
 from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.rotations import parse_angles
-from sanbench.models.san import STAGES, SANConfig
+from sanbench.models.configurations import STAGES, SANConfig
 from sanbench.ops import cpu
 from sanbench.progress import Progress, silent
 from sanbench.report import write_report

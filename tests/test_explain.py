@@ -18,7 +18,7 @@ from sanbench.models import Classifier, build_model
 from sanbench.ops.aggregation import aggregate
 from sanbench.ops.attention import pairwise_weights, patchwise_weights, scalar_weights
 from sanbench.ops.footprint import Footprint
-from sanbench.ops.relation import RELATIONS
+from sanbench.relation import RELATIONS
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.schema import ModelSpec
 from tests.support.commands import sanbench

@@ -198,7 +198,7 @@ def test_a_corruption_is_an_entry(module, monkeypatch, measured):
 RELATION = """
 import torch
 
-from sanbench.ops.relation import Relation
+from sanbench.relation import Relation
 
 ENTRY = Relation(torch.minimum, lambda r, k: r)
 """

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sanbench.data.check import decode_class
 from sanbench.data.decoding import DECODERS, MOST_BYTES, whole
-from sanbench.data.folders import list_class
+from sanbench.data.listing import list_class
 from sanbench.data.shrink import shrink
 from sanbench.errors import SanbenchError, UnreadableImage
 

@@ -10,9 +10,11 @@ import pytest
 
 ROOMS = [
     "errors",
+    "late",
     "printable",
     "progress",
     "device",
+    "relation",
     "store",
     "ops",
     "models",

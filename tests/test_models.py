@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet, resnet50
 
 import sanbench
 from sanbench.errors import InputError
-from sanbench.models import MODELS, baseline_of, family_of, resolve, size
+from sanbench.models import MODELS, baseline_of, counted_size, family_of, resolve, size
 from sanbench.models.authors_checkpoints import authors_names
 from sanbench.models.normalisation import normalisation, synchronise
 from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
@@ -48,6 +49,41 @@ def test_sizes_are_the_papers(name):
     assert parameters == SIZES[name][0]
     if SIZES[name][1] is not None:
         assert round(gmacs, 3) == SIZES[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "variation"),
+    [
+        *((name, {}) for name in MODELS),
+        *(("san10", variation) for variation in VARIATIONS if "attention" not in variation),
+        ("san10_patchwise", {"relation": "clique", "footprint": 3}),
+        ("san10_patchwise", {"relation": "star", "shared": "phi-psi-beta", "width": 0.375}),
+        ("san10_scalar", {"heads": 1, "footprint": 3}),
+        ("resnet26", {"width": 0.25}),
+        ("resnet50", {"width": 2.0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("side", "classes"), [(224, 1000), (97, 10)])
+def test_sizes_in_closed_form_are_those_that_torch_counts(name, variation, side, classes):
+    assert size(name, side, classes, **variation) == counted_size(name, side, classes, **variation)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "blocks"), [("resnet26", None, [1, 2, 4, 1]), ("resnet50", "resnet50", [3, 4, 6, 3])]
+)
+def test_a_resnet_is_torchvisions_bit_by_bit(name, theirs, blocks):
+    torch.manual_seed(3)
+    own = sanbench.build_model(name, 10).network
+    torch.manual_seed(3)
+    other = resnet50(num_classes=10) if theirs else ResNet(Bottleneck, blocks, num_classes=10)
+    for (key, value), (wanted, expected) in zip(own.state_dict().items(), other.state_dict().items(), strict=True):
+        assert key == wanted and torch.equal(value, expected)
+    images = torch.rand(2, 3, 64, 64)
+    for network in (own, other):
+        network(images).square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(own.parameters(), other.parameters()))
+    assert torch.equal(own.eval()(images), other.eval()(images))
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "patchwise"])

@@ -8,7 +8,7 @@ from torch.library import opcheck
 from sanbench.errors import InputError
 from sanbench.ops.footprint import Footprint
 from sanbench.ops.operator import tile_size
-from sanbench.ops.relation import RELATIONS
+from sanbench.relation import RELATIONS
 from tests.support import naive_attention
 from tests.support.operator_cases import to
 

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as V
 
 from sanbench.data import ReadOptions, load_dataset
+from sanbench.data.images import centre
 from sanbench.errors import InputError
+from sanbench.evaluation import turning
 from sanbench.evaluation.loop import Identity, Perturbed, measure
 from sanbench.evaluation.rotations import Flip, Frame, Rotation, parse_angles, parse_order
 from sanbench.models import build_model
@@ -67,6 +71,18 @@ def test_resampled_rotation_is_clockwise_and_declared():
     assert "then rotated" in setting["order"]
     with pytest.raises(InputError, match="Did you mean 'inscribed'"):
         Frame(crop="inscribe")
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (1, 3, 7, 7), (2, 3, 33, 33), (2, 3, 30, 44)], ids=str)
+def test_pixels_are_torchvisions_bit_by_bit(shape, interpolation):
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    for angle, fill in [(0.5, 0.0), (45, 0.5), (123.4, 1.0), (300, 0.0), (359, 0.5)]:
+        expected = V.rotate(images, -angle, InterpolationMode(interpolation), fill=[fill] * 3)
+        assert torch.equal(turning.turned(images, angle, interpolation, fill), expected)
+    for side in (1, 4, 5, 7):
+        assert torch.equal(centre(images, side), V.center_crop(images, [side, side]))
+        assert torch.equal(turning.resized(images, side), V.resize(images, [side, side], antialias=True))
 
 
 def test_ranges_of_angles():

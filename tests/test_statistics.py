@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from sanbench.evaluation.statistics import holm, mean_proportion, paired_difference, wilson
+from sanbench.evaluation.statistics import Z, holm, mcnemar, mean_proportion, paired_difference, wilson
 
 
 @pytest.mark.parametrize("counts", [(8, 2, 10, 30), (0, 7, 0, 3), (5, 5, 40, 0), (0, 0, 20, 0)])
@@ -24,6 +24,13 @@ def test_paired_differences(counts):
     swapped = paired_difference(second, first)
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
     assert found.excludes_zero == (b == 0 and c == 7)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (5, 5), (3, 17), (40, 12), (300, 211), (0, 2000), (9000, 9500)], ids=str)
+def test_p_is_scipys(counts):
+    expected = binomtest(counts[0], sum(counts), 0.5).pvalue if sum(counts) else 1
+    assert mcnemar(*counts) == mcnemar(*reversed(counts)) == pytest.approx(expected, rel=1e-9)
+    assert norm.ppf(0.975) == Z
 
 
 def test_newcombes_published_example():

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from torchvision.models.resnet import Bottleneck
 
 import sanbench
 from sanbench.data import load_dataset
 from sanbench.errors import InputError, SanbenchError
 from sanbench.models import MODELS
 from sanbench.models.checkpoints import load_model, read_checkpoint, save_checkpoint, weights_hash, write_whole
+from sanbench.models.resnet import Bottleneck
 from sanbench.models.san import Block
 from sanbench.runs.config import RECIPES, Recipe, configure
 from sanbench.runs.evaluated import load_evaluated

@@ -9,5 +9,6 @@ BENCHMARKS = {
     "attacks": "seconds, passes and memory of each attack on photographs",
     "protocol": "what all measurements of a network would take, by command",
     "corruptions": "corruptions of images, against imagecorruptions",
+    "startup": "whole commands as processes of their own",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",
 }

@@ -14,7 +14,7 @@ from sanbench.bench.photographs import photographs_here
 from sanbench.bench.reading import CPU, one_thread
 from sanbench.bench.timing import Timing, check_rounds, time_in_turn
 from sanbench.data.decoding import opened
-from sanbench.data.folders import SUFFIXES
+from sanbench.data.listing import SUFFIXES
 from sanbench.errors import InputError
 from sanbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sanbench.evaluation.distortions.filters import SIDE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sanbench.bench.shapes import FUSED, POSITION, AttentionShape
 from sanbench.errors import InputError
-from sanbench.models.san import STAGES
+from sanbench.models.configurations import STAGES
 from sanbench.ops.attention import statistics_shape
 from sanbench.ops.dispatch import RELATION
 from sanbench.ops.gpu.launch import SHARED_MEMORY, Launch, Resources, Tile, recorded, resources

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sanbench.bench.shapes import FUSED
 from sanbench.bench.timing import time_in_turn
 from sanbench.errors import validated
-from sanbench.models.san import SANConfig, SelfAttention
+from sanbench.models.configurations import SANConfig
+from sanbench.models.san import SelfAttention
 from sanbench.ops import cpu
 from sanbench.progress import Progress, Report, silent
 from sanbench.store.schema import Benchmark

@@ -20,7 +20,7 @@ from sanbench.bench.timing import check_rounds, time_in_turn
 from sanbench.device import keep_memory
 from sanbench.errors import InputError
 from sanbench.models import MODELS, build_model, resolve
-from sanbench.models.san import SANConfig
+from sanbench.models.configurations import SANConfig
 from sanbench.progress import Report, silent
 from sanbench.store.schema import Benchmark
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from sanbench.data.decoding import opened
-from sanbench.data.folders import SUFFIXES
 from sanbench.data.imagenet import wnids
+from sanbench.data.listing import SUFFIXES
 from sanbench.errors import InputError, SanbenchError
 from sanbench.progress import Progress, Report, silent
 

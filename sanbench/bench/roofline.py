@@ -13,7 +13,7 @@ from sanbench.bench.gpu_kernels import launches
 from sanbench.bench.shapes import FUSED, POSITION, AttentionShape
 from sanbench.errors import InputError, unknown
 from sanbench.models import MODELS, resolve
-from sanbench.models.san import STAGES
+from sanbench.models.configurations import STAGES
 from sanbench.ops.footprint import Footprint, neighbours
 
 L2_WIDTH = 5120  # bytes a clock

@@ -6,7 +6,7 @@ from math import prod
 import torch
 
 from sanbench.errors import InputError
-from sanbench.models.san import SHARE, STAGES
+from sanbench.models.configurations import SHARE, STAGES
 
 FUSED = ("pairwise", "patchwise")  # attentions that have kernels
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -1,21 +1,36 @@
 """DATASETS and load_dataset: from a name to the images and labels of the train, validation or test split."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from sanbench.data.corrupted import CIFAR10_C, IMAGENET_C, SEVERITIES, STORED, Arrays, CorruptedPhotographs
-from sanbench.data.folders import FolderImages
+from sanbench.data.corrupted import CIFAR10_C, IMAGENET_C, SEVERITIES, STORED, Arrays
 from sanbench.data.imagenet import Layout
-from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
 from sanbench.data.lists import ImageList, read_list
-from sanbench.data.loading import Loader, batches, dead_workers_named, default_workers
 from sanbench.data.shifted import SHIFTED
-from sanbench.data.tensors import load_cifar10, load_fashion10k, load_fashion_mnist
 from sanbench.errors import InputError, unknown
+from sanbench.late import Late, attributes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sanbench.data import corrupted_photographs, folders, tensors
+    from sanbench.data.images import Batch, Changed, Images, Request, TensorImages
+    from sanbench.data.loading import Loader, batches, dead_workers_named, default_workers
+else:
+    np, folders, tensors = Late("numpy"), Late("sanbench.data.folders"), Late("sanbench.data.tensors")
+    corrupted_photographs = Late("sanbench.data.corrupted_photographs")
+
+__getattr__ = attributes(
+    __name__,
+    {
+        **dict.fromkeys(("Batch", "Changed", "Images", "Request", "TensorImages"), "sanbench.data.images"),
+        **dict.fromkeys(("Loader", "batches", "dead_workers_named", "default_workers"), "sanbench.data.loading"),
+    },
+)
 
 Split = Literal["train", "validation", "test"]
 
@@ -70,27 +85,30 @@ DOWNLOADED = ("data_root", "download")
 def folder(split: Split, options: ReadOptions, name: str, layout: Layout | None = None) -> Images:
     """Class folders under train/, val/ and perhaps test/ of the root; without test/, val/ is both validation and test."""
     subfolders = {"train": "train", "validation": "val", "test": "test" if (options.root / "test").is_dir() else "val"}
-    resizing = (options.resize, options.interpolation)
-    return FolderImages(options.root, subfolders[split], name, split, options.image_size, options.decoder, layout, *resizing)
+    return in_folders(options, subfolders[split], name, split, layout)
+
+
+def in_folders(options: ReadOptions, subfolder: str, name: str, split: Split, layout: Layout | None) -> Images:
+    shown = (options.image_size, options.decoder, layout, options.resize, options.interpolation)
+    return folders.FolderImages(options.root, subfolder, name, split, *shown)
 
 
 def shifted(name: str) -> Dataset:
     """A published test set in class folders, see `sanbench.data.shifted`."""
 
     def load(split: Split, options: ReadOptions) -> Images:
-        layout, resizing = SHIFTED[name], (options.resize, options.interpolation)
-        (subfolder,) = layout.images
-        return FolderImages(options.root, subfolder, name, split, options.image_size, options.decoder, layout, *resizing)
+        (subfolder,) = SHIFTED[name].images
+        return in_folders(options, subfolder, name, split, SHIFTED[name])
 
     return Dataset(load, "paper", ("data_root", *PHOTOGRAPHS), SHIFTED[name], test_only=True)
 
 
 DATASETS: dict[str, Dataset] = {
-    "fashion10k": Dataset(lambda split, options: load_fashion10k(split)),
+    "fashion10k": Dataset(lambda split, options: tensors.load_fashion10k(split)),
     "fashion-mnist": Dataset(
-        lambda split, options: load_fashion_mnist(split, options.root, options.download), options=DOWNLOADED
+        lambda split, options: tensors.load_fashion_mnist(split, options.root, options.download), options=DOWNLOADED
     ),
-    "cifar10": Dataset(lambda split, options: load_cifar10(split, options.root, options.download), options=DOWNLOADED),
+    "cifar10": Dataset(lambda split, options: tensors.load_cifar10(split, options.root, options.download), options=DOWNLOADED),
     "imagenet": Dataset(
         lambda split, options: folder(split, options, "imagenet", Layout()), "paper", ("data_root", *PHOTOGRAPHS), Layout()
     ),
@@ -99,7 +117,7 @@ DATASETS: dict[str, Dataset] = {
         options=("data_root", *PHOTOGRAPHS),
         layout=IMAGENET_C,
         test_only=True,
-        corrupted=lambda kind, severity, options: CorruptedPhotographs(
+        corrupted=lambda kind, severity, options: corrupted_photographs.CorruptedPhotographs(
             kind, severity, options.root, options.image_size, options.decoder, IMAGENET_C
         ),
     ),

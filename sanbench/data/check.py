@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from sanbench.data.corrupted import SEVERITIES, Arrays
 from sanbench.data.decoding import eight_bits, opened
-from sanbench.data.folders import SPLITS, SUFFIXES, ClassFolder, class_names, fingerprint, list_class
 from sanbench.data.imagenet import Layout
+from sanbench.data.listing import SPLITS, SUFFIXES, ClassFolder, class_names, fingerprint, list_class
 from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent

@@ -3,23 +3,27 @@
 github.com/hendrycks/robustness says how they were made; the archives are at zenodo.org/records/2235448 and 2535967.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from sanbench.data.decoding import Region
-from sanbench.data.folders import FolderImages
 from sanbench.data.imagenet import Layout, wnids
-from sanbench.data.images import Stored, TensorImages
-from sanbench.errors import InputError, SanbenchError, UnreadableImage
+from sanbench.errors import InputError, SanbenchError
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from sanbench.data import images as loaded
+else:
+    np, torch, loaded = Late("numpy"), Late("torch"), Late("sanbench.data.images")
 
 SEVERITIES = range(1, 6)
 SIDE = 224  # pixels of ImageNet-C's files, which were resized and cropped before they were corrupted
@@ -55,36 +59,6 @@ def folders(kinds: dict[str, str]) -> dict[str, int]:
 
 
 IMAGENET_C = Layout(wnids(), folders(BENCHMARK), folders(EXTRA), groups=ARCHIVES)
-
-
-class CorruptedPhotographs(FolderImages):
-    """ImageNet-C's root/KIND/SEVERITY/WNID/*.JPEG or root/ARCHIVE/KIND/SEVERITY/WNID/*.JPEG, shown as they are stored.
-
-    `fingerprint` is SHA-256 over the names of the files, which all kinds and severities share; that over names and sizes is
-    `stored.files`. Raises InputError for a network of another input than 224 pixels.
-    """
-
-    fitted = False
-
-    def __init__(self, corruption: str, severity: int, root: Path, image_size: int, decoder: str, layout: Layout) -> None:
-        if image_size != SIDE:
-            raise InputError(
-                f"imagenet-c is not accepted for a network that sees {image_size} x {image_size} pixels: its files have "
-                f"{SIDE} x {SIDE}, and resizing corrupted images gives other figures."
-            )
-        super().__init__(root, f"{STORED[corruption]}/{severity}", "imagenet-c", "test", SIDE, decoder, layout, resize=SIDE)
-        self.stored = Stored(corruption, severity, self.fingerprint)
-        names = "".join(f"{path}\n" for path in self.paths())
-        self.fingerprint = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-        self.preprocessing = f"as stored, {SIDE} x {SIDE}"
-
-    def read_one(self, draw: int) -> Tensor:
-        path = self.locate(draw % len(self))
-        pixels = self.decode.read(path, lambda width, height: Region(0, 0, width, height, (height, width)))
-        if pixels.shape[1:] != (SIDE, SIDE):
-            high, wide = pixels.shape[1:]
-            raise UnreadableImage(f"{path} has {wide} x {high} pixels: the files of {self.name} have {SIDE} x {SIDE}.")
-        return pixels
 
 
 @dataclass(frozen=True)
@@ -133,13 +107,13 @@ class Arrays:
             raise SanbenchError(f"{path} holds {array.dtype}: cifar10-c has uint8.")
         return array
 
-    def load(self, corruption: str, severity: int, root: Path) -> TensorImages:
+    def load(self, corruption: str, severity: int, root: Path) -> loaded.TensorImages:
         """One severity of one file. `fingerprint` is that of the labels, which all share; that of pixels in `stored`."""
         chosen = slice((severity - 1) * self.images, severity * self.images)
         labels = torch.from_numpy(self.labels(root)[chosen])
         images = torch.from_numpy(np.array(self.pixels(root, corruption)[chosen])).permute(0, 3, 1, 2).contiguous()
-        found = TensorImages("cifar10-c", "test", images, labels, list(self.classes), crop_padding=0)
-        found.stored = Stored(corruption, severity, found.fingerprint)
+        found = loaded.TensorImages("cifar10-c", "test", images, labels, list(self.classes), crop_padding=0)
+        found.stored = loaded.Stored(corruption, severity, found.fingerprint)
         found.fingerprint = hashlib.sha256(labels.numpy().tobytes()).hexdigest()
         return found
 

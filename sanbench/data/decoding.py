@@ -7,6 +7,8 @@ A file may come from a stranger: what is opened, which formats and how many pixe
 An EXIF orientation is ignored, as torchvision's ImageFolder and timm do, by which the published figures were measured.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,16 +16,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from sanbench.errors import InputError, UnreadableImage, unknown
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+    from torchvision import transforms
+    from torchvision.transforms.v2 import functional as F
+else:
+    np, torch, transforms = Late("numpy"), Late("torch"), Late("torchvision.transforms")
+    F = Late("torchvision.transforms.v2.functional")
 
 JPEG = b"\xff\xd8\xff"
 ACCEPTED = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # PIL's others include EPS, for which it starts Ghostscript
@@ -130,7 +138,9 @@ def read_pil(path: str, choose: Choose) -> Tensor:
         image = eight_bits(file).convert("RGB")
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
     part = image if box == (0, 0, *image.size) else image.crop(box)
-    return F.pil_to_tensor(F.resize(part, list(region.size), InterpolationMode(region.interpolation)))
+    if part.size != region.size[::-1]:
+        part = part.resize(region.size[::-1], Image.Resampling[region.interpolation.upper()])
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)
 
 
 def decode_torchvision(data: bytes, choose: Choose) -> tuple[Tensor, Region]:
@@ -184,7 +194,7 @@ class Decoder:
             return read_pil(path, choose)
         pixels, region = decoded
         part = pixels[None, :, region.top : region.top + region.height, region.left : region.left + region.width]
-        return F.resize(part, list(region.size), InterpolationMode(region.interpolation), antialias=True)[0]
+        return F.resize(part, list(region.size), transforms.InterpolationMode(region.interpolation), antialias=True)[0]
 
     def read_jpeg(self, path: str, choose: Choose) -> tuple[Tensor, Region] | None:
         assert self.decode is not None

@@ -157,3 +157,9 @@ def pixels(images: Tensor) -> Tensor:
 
 def without_border(images: Tensor, border: int) -> Tensor:
     return images[..., border:-border, border:-border] if border else images
+
+
+def centre(images: Tensor, side: int) -> Tensor:
+    """The square of `side` pixels in the centre: as torchvision's center_crop, of maps that are no smaller."""
+    top, left = (round((size - side) / 2) for size in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]

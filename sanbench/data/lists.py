@@ -1,13 +1,18 @@
 """Lists of the images that are measured: `--images FILE`, or the name of a list that ships with the package."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sanbench.data.images import Images
 from sanbench.errors import InputError
+
+if TYPE_CHECKING:
+    from sanbench.data.images import Images
 
 LISTS = {"robustbench-imagenet-5000": "lists/robustbench-imagenet-5000.txt"}  # sources are told in the README beside them
 NUMBER = re.compile(r"\d{1,18}", re.ASCII)

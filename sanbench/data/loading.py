@@ -1,5 +1,7 @@
 """Loader: batches from persistent worker processes; how many workers there are, and the error when one dies."""
 
+from __future__ import annotations
+
 import os
 import signal
 import threading
@@ -9,13 +11,17 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from sanbench.data.images import Batch, Changed, Images, Request
 from sanbench.errors import SanbenchError, UnreadableImage
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+
+    from sanbench.data.images import Batch, Changed, Images, Request
+else:
+    torch = Late("torch")
 
 MOST_WORKERS = 16  # they decode faster than a GPU trains, and each takes memory
 
@@ -43,7 +49,7 @@ class Loader:
         self.skip_bad_images = skip_bad_images
         count = default_workers(images) if workers is None else workers
         self.chunks = Chunks()
-        self.loader = DataLoader(
+        self.loader = torch.utils.data.DataLoader(
             images,
             batch_sampler=self.chunks,
             collate_fn=unchanged,

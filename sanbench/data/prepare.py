@@ -1,5 +1,7 @@
 """ImageNet from its official archives, through torchvision's parser: `sanbench data prepare imagenet`."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import tarfile
@@ -7,11 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torchvision.datasets import imagenet, utils
+from typing import TYPE_CHECKING
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.late import Late
 from sanbench.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from torchvision.datasets import imagenet, utils
+else:
+    imagenet, utils = Late("torchvision.datasets.imagenet"), Late("torchvision.datasets.utils")
 
 META = "meta.bin"  # torchvision's: names of the WNIDs, and the WNID of each validation image
 SLACK = 1.05  # bytes on disk for a byte of an archive: file systems store whole blocks

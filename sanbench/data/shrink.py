@@ -10,8 +10,8 @@ import PIL
 from PIL import Image
 
 from sanbench.data.decoding import eight_bits, opened
-from sanbench.data.folders import SHRUNK, SPLITS, fingerprint, list_classes, read_marker, shrunk
 from sanbench.data.imagenet import NAMES_FILE
+from sanbench.data.listing import SHRUNK, SPLITS, fingerprint, list_classes, read_marker, shrunk
 from sanbench.data.threads import in_threads
 from sanbench.errors import InputError, SanbenchError, UnreadableImage
 from sanbench.progress import Progress, Report, silent

@@ -1,17 +1,20 @@
 """Corruptions that were stored as files, ImageNet-C and CIFAR-10-C: another measurement than those made here on the fly."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sanbench.data import DATASETS, Images
+from sanbench.data import DATASETS
 from sanbench.data.corrupted import BENCHMARK, STORED
-from sanbench.data.images import Stored
 from sanbench.errors import InputError
 from sanbench.evaluation import corruptions
 from sanbench.evaluation.kinds import CorruptionOptions, Request
 from sanbench.evaluation.loop import Perturbation
 
 if TYPE_CHECKING:
+    from sanbench.data import Images
+    from sanbench.data.images import Stored
     from sanbench.evaluation.kinds import Bind
     from sanbench.runs.evaluated import EvaluatedModel
 
@@ -52,13 +55,13 @@ def image_sets(data: str | None, options: Any) -> list[tuple[str, int] | None]:
     return [*corruptions.parse_conditions(kinds, options.severity, STORED)]
 
 
-def parse(options: CorruptionOptions, request: Request) -> "Bind":
+def parse(options: CorruptionOptions, request: Request) -> Bind:
     """The corruptions of the files where the data set is made of them, else those that are made on the fly."""
     if not is_stored(request.data):
         return corruptions.parse(options, request)
     image_sets(request.data, options)
 
-    def bind(evaluated: "EvaluatedModel", images: Images) -> list[Perturbation]:
+    def bind(evaluated: EvaluatedModel, images: Images) -> list[Perturbation]:
         assert images.stored is not None
         return [FromFiles(images.stored)]
 

@@ -7,25 +7,36 @@ read its files: what is made here of small images is not to be compared with it.
 it stored them as JPEG of quality 85 besides.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from sanbench.errors import InputError, unknown
-from sanbench.evaluation.distortions.blur import defocus_blur, glass_blur, motion_blur, zoom_blur
-from sanbench.evaluation.distortions.digital import contrast, elastic, jpeg, pixelate
-from sanbench.evaluation.distortions.noise import gaussian_noise, impulse_noise, shot_noise
-from sanbench.evaluation.distortions.weather import brightness, fog, frost, snow
 from sanbench.evaluation.kinds import CorruptionOptions, Request
 from sanbench.evaluation.loop import Identity, Perturbation
-from sanbench.evaluation.rng import image_seed, seeded
+from sanbench.late import Late, functions
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sanbench.evaluation import rng
+    from sanbench.evaluation.distortions.blur import defocus_blur, glass_blur, motion_blur, zoom_blur
+    from sanbench.evaluation.distortions.digital import contrast, elastic, jpeg, pixelate
+    from sanbench.evaluation.distortions.noise import gaussian_noise, impulse_noise, shot_noise
+    from sanbench.evaluation.distortions.weather import brightness, fog, frost, snow
     from sanbench.evaluation.kinds import Bind
+else:
+    torch, rng, DISTORTIONS = Late("torch"), Late("sanbench.evaluation.rng"), "sanbench.evaluation.distortions"
+    defocus_blur, glass_blur = functions(f"{DISTORTIONS}.blur", "defocus_blur", "glass_blur")
+    motion_blur, zoom_blur = functions(f"{DISTORTIONS}.blur", "motion_blur", "zoom_blur")
+    contrast, elastic, jpeg, pixelate = functions(f"{DISTORTIONS}.digital", "contrast", "elastic", "jpeg", "pixelate")
+    gaussian_noise, shot_noise = functions(f"{DISTORTIONS}.noise", "gaussian_noise", "shot_noise")
+    (impulse_noise,) = functions(f"{DISTORTIONS}.noise", "impulse_noise")
+    brightness, fog, frost, snow = functions(f"{DISTORTIONS}.weather", "brightness", "fog", "frost", "snow")
 
 ORIGINAL = "as in the original benchmark"
 SCALED = f"{ORIGINAL} at 224 pixels, lengths scaled with the image side."
@@ -33,7 +44,7 @@ ROUNDING = "down to 8 bits"
 SEVERITIES = range(1, 6)
 
 Strength = Any  # a number or a tuple of numbers
-Corrupt = Callable[[Tensor, Strength, torch.Generator], Tensor]  # 3 x H x W in [0, 1] -> also beyond it, or uint8
+Corrupt = Callable[["Tensor", Strength, "torch.Generator"], "Tensor"]  # 3 x H x W in [0, 1] -> also beyond it, or uint8
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def corrupt(image: Tensor, name: str, severity: int, seed: int, index: int) -> T
         found = f"{image.dtype} {tuple(image.shape)} on {image.device}"
         raise InputError(f"An image of {found} is not accepted: accepted is uint8, 3 x height x width, on the CPU.")
     entry = CORRUPTIONS[name]
-    draw = seeded(image_seed(seed, index, name, severity))
+    draw = rng.seeded(rng.image_seed(seed, index, name, severity))
     made = entry.apply(image.to(torch.float32) / 255, entry.strengths[severity - 1], draw)
     if made.dtype == torch.uint8:
         return made
@@ -137,7 +148,7 @@ class Corrupted(Perturbation):
         return torch.stack([corrupt(image, self.name, self.severity, self.seed, index) for image, index in numbered])
 
 
-def parse(options: CorruptionOptions, request: Request) -> "Bind":
+def parse(options: CorruptionOptions, request: Request) -> Bind:
     corrupted: list[Perturbation] = [Identity(), *parse_corruptions(options.kinds, options.severity, request.seed)]
     return lambda model, images: corrupted
 

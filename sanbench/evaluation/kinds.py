@@ -221,7 +221,7 @@ KINDS: dict[str, Kind] = {
         options=AttackOptions,
         command="attack",
         text=("attack", "eps"),
-        parse="sanbench.evaluation.attacks.attack:parse",
+        parse="sanbench.evaluation.attacks.options:parse",
     ),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
     "corruption": Kind(

@@ -1,24 +1,29 @@
 """The evaluation loop: accuracy, rotations and attacks are pairs (setting, perturbation) handed to it."""
 
+from __future__ import annotations
+
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
-
-from sanbench.data import Batch
-from sanbench.data.images import pixels, without_border
 from sanbench.device import release_memory
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import AccuracyOptions, Request
 from sanbench.evaluation.sanity_checks import near_chance
+from sanbench.late import Late
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+    from sanbench.data import Batch
+    from sanbench.data import images as loaded
     from sanbench.evaluation.kinds import Bind
+else:
+    pd, torch, loaded = Late("pandas"), Late("torch"), Late("sanbench.data.images")
 
 
 class Perturbed(NamedTuple):
@@ -111,7 +116,7 @@ class Identity(Perturbation):
         return near_chance(rows, classes)
 
 
-def parse_accuracy(options: AccuracyOptions, request: Request) -> "Bind":
+def parse_accuracy(options: AccuracyOptions, request: Request) -> Bind:
     return lambda model, images: [Identity()]
 
 
@@ -162,17 +167,16 @@ def measure_one(
     model: nn.Module, batch: Batch, perturbation: Perturbation, device: torch.device, batch_size: int | None
 ) -> Scored:
     with evaluating(model):
-        images = pixels(batch.images.to(device, non_blocking=True))
+        images = loaded.pixels(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device)
         started = time.perf_counter()
-        given = without_border(images, batch.border - perturbation.border)
+        given = loaded.without_border(images, batch.border - perturbation.border)
         perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
         watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
         rows = score(model, perturbed, batch.indices, labels, batch_size, watch)
         return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
 
 
-@torch.no_grad()
 def score(
     model: nn.Module,
     perturbed: Perturbed,
@@ -189,7 +193,8 @@ def score(
     chunks = perturbed.images.split(batch_size or max(1, len(labels)))
     answers = []
     for number, chunk in enumerate(chunks, start=1):
-        answers.append(model(chunk))
+        with torch.no_grad():
+            answers.append(model(chunk))
         watch(Seen(number / len(chunks)))
     logits = torch.cat(answers)
     prediction, finite = predictions(logits), logits.isfinite().all(1)

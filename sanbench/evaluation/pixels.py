@@ -1,22 +1,30 @@
 """What a network was shown: the images of a record again, where their data set and the condition are at hand."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from sanbench.data import Images, ReadOptions, Split, load_dataset
+from sanbench.data import ReadOptions, Split, load_dataset
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import KINDS, Request, parse
 from sanbench.evaluation.loop import Perturbation
+from sanbench.late import Late
 from sanbench.store.schema import ImageSet, Record
 
-Pixels = Callable[[Record, Sequence[int]], list[NDArray[np.uint8]] | None]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from sanbench.data import Images
+else:
+    torch = Late("torch")
+
+Pixels = Callable[[Record, Sequence[int]], "list[NDArray[np.uint8]] | None"]
 
 
 def pixels_in(root: Path) -> Pixels:

@@ -1,12 +1,10 @@
 """What counts as right and as robust: the one place that decides it, read by tables, pictures, CSV, console and flags."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
-
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
@@ -14,7 +12,12 @@ from sanbench.evaluation.statistics import Difference, Proportion, mean_proporti
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
-ReadRows = Callable[[Record], pd.DataFrame]
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+ReadRows = Callable[[Record], "pd.DataFrame"]
 
 
 class Findings:
@@ -34,7 +37,7 @@ class Findings:
         self._differences: dict[tuple[str, str], Difference] = {}
 
     @classmethod
-    def of(cls, store: Store) -> "Findings":
+    def of(cls, store: Store) -> Findings:
         return cls(store.records(), store.rows)
 
     def rows(self, record: Record) -> pd.DataFrame:

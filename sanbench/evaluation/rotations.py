@@ -5,26 +5,31 @@ Images are cropped to the network's input first and rotated then; or, where the 
 first and cropped then, so that real pixels come into the corners. Which of the two stands in the record.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
-
-from sanbench.data import Images
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.kinds import Request, RotationOptions
 from sanbench.evaluation.loop import Identity, Perturbation, Perturbed
+from sanbench.late import Late
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sanbench.data import Images
+    from sanbench.data import images as loaded
+    from sanbench.evaluation import turning
     from sanbench.evaluation.kinds import Bind
     from sanbench.runs.evaluated import EvaluatedModel
+else:
+    torch, loaded, turning = Late("torch"), Late("sanbench.data.images"), Late("sanbench.evaluation.turning")
 
 ACCEPTED = "clockwise degrees (90, 22.5), ranges start:stop:step (0:360:15, without the stop), and the words flip and mirror"
-INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
+INTERPOLATIONS = ("nearest", "bilinear")
 FILLS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 CROPS = ("none", "inscribed")
 MASKS = ("none", "disc")
@@ -64,16 +69,15 @@ class Frame:
         return {name: getattr(self, name) for name in ("interpolation", "fill", "crop", "mask")} | {"order": order}
 
     def turn(self, images: Tensor, angle: float) -> Tensor:
-        """Clockwise; torch.rot90 and torchvision turn counter-clockwise for positive numbers."""
+        """Clockwise; torch.rot90 turns counter-clockwise for positive numbers."""
         if angle % 90 == 0:
             return torch.rot90(images, int(-angle // 90), (2, 3)).contiguous()
-        turned: Tensor = F.rotate(images, -angle, INTERPOLATIONS[self.interpolation], fill=[FILLS[self.fill]] * 3)
-        return turned
+        return turning.turned(images, angle, self.interpolation, FILLS[self.fill])
 
     def show(self, images: Tensor) -> Tensor:
         side = min(images.shape[2:]) - 2 * self.border
         if self.border and self.crop == "none":
-            images = F.center_crop(images, [side, side])
+            images = loaded.centre(images, side)
         if self.mask == "disc":
             shown = min(images.shape[2:])
             places = torch.arange(shown, device=images.device) - (shown - 1) / 2
@@ -82,8 +86,8 @@ class Frame:
         if self.crop == "inscribed":
             whole = min(images.shape[2:])
             inscribed = int(whole / sqrt(2))
-            inner = F.center_crop(images, [inscribed - (whole - inscribed) % 2] * 2)  # exactly in the centre
-            images = F.resize(inner, [side, side], InterpolationMode.BILINEAR, antialias=True)
+            inner = loaded.centre(images, inscribed - (whole - inscribed) % 2)  # exactly in the centre
+            images = turning.resized(inner, side)
         return images
 
 
@@ -128,13 +132,13 @@ class Flip(Perturbation):
         return Perturbed(self.frame.show(images.flip(WORDS[self.word])), {})
 
 
-def parse(options: RotationOptions, request: Request) -> "Bind":
+def parse(options: RotationOptions, request: Request) -> Bind:
     frame = Frame(options.interpolation, options.fill, options.crop, options.mask)
     parse_angles(options.angles, frame)
     if options.order not in ORDERS:
         raise unknown("order", options.order, ORDERS)
 
-    def bind(model: "EvaluatedModel", images: Images) -> list[Perturbation]:
+    def bind(model: EvaluatedModel, images: Images) -> list[Perturbation]:
         return parse_angles(f"0,{options.angles}", parse_order(options.order, frame, images.name, images.widest))
 
     return bind

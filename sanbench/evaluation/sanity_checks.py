@@ -1,14 +1,17 @@
 """Signs that a figure says less than it seems to: gradients that are masked, accuracy that guessing would reach."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sanbench.evaluation.statistics import wilson
-from sanbench.models.probe import FINDINGS
+from sanbench.models.findings import FINDINGS
 from sanbench.store.schema import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEAD_SHARE = 0.01  # of the attacked images
 NOTABLE = 0.01  # of the images: by how much a black-box attack has to beat a white-box one

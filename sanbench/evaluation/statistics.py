@@ -1,15 +1,16 @@
-"""Statistics of proportions: intervals, and two networks on the same images."""
+"""Statistics of proportions: intervals, and two networks on the same images. Without scipy, whose import takes a second."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtri
-from scipy.stats import binomtest
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Z = float(ndtri(0.5 + 0.5 * 0.95))  # of a 95% interval
+Z = 1.959963984540054  # of a 95% interval: the normal distribution is below it with probability 0.975
 
 
 class Proportion(NamedTuple):
@@ -74,7 +75,6 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Di
     both, only_first = int((first & second).sum()), int((first & ~second).sum())
     only_second = int((~first & second).sum())
     neither = n - both - only_first - only_second
-    p = binomtest(only_first, only_first + only_second, 0.5).pvalue if only_first + only_second else 1.0
     one, two = wilson(both + only_first, n), wilson(both + only_second, n)
     spread = one.hits * (n - one.hits) * two.hits * (n - two.hits)
     covariance = both * neither - only_first * only_second
@@ -87,8 +87,18 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Di
         value + joined(one.high - one.value, two.value - two.low, phi),
         only_first,
         only_second,
-        float(p),
+        mcnemar(only_first, only_second),
     )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """p of as many heads and tails of a fair coin, or a more uneven outcome: 2 P(X <= min(heads, tails)), at most 1. Exact."""
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    ways = outcomes = 1  # to have so many, and up to so many, heads
+    for heads in range(1, fewer + 1):
+        ways = ways * (n - heads + 1) // heads
+        outcomes += ways
+    return min(1.0, 2 * outcomes / 2**n)
 
 
 def joined(one: float, two: float, phi: float) -> float:

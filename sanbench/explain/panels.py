@@ -13,46 +13,17 @@ from torch import Tensor
 
 from sanbench.data import Images
 from sanbench.data.images import pixels
-from sanbench.errors import InputError, unknown
+from sanbench.errors import InputError
 from sanbench.evaluation.api import attack as attacked
-from sanbench.evaluation.api import options_of
-from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.loop import evaluating, predictions
 from sanbench.evaluation.rotations import Rotation
+from sanbench.explain.asked import Asked
 from sanbench.explain.attention import Layer, Pixel, attention_layers, find_layer, find_san, rollout, stage_pixel
 from sanbench.explain.saliency import input_gradient, occlusion
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel
 
 Values = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is shown of an image.
-
-    pixel     row and column in the image, whose attention is shown; None: the centre
-    stage     the stage whose attention is shown, mean and spread; None: the mean of every stage
-    channels  whether each weight channel is shown too
-    rotate    clockwise degrees of a second row; None: no such row
-    attack    of a third row, as `sanbench.attack` takes it: "pgd:8/255"
-    """
-
-    pixel: Pixel | None = None
-    stage: int | None = None
-    channels: bool = False
-    rotate: float | None = None
-    attack: str | None = None
-
-
-def check_attack(attack: str) -> None:
-    """Raises InputError for what is not one attack with one budget, before anything is loaded."""
-    name = attack.partition(":")[0]
-    if name not in ATTACKS:
-        raise unknown("attack", name, ATTACKS)
-    options = options_of(attack)
-    if len(parse_attacks(options.attack, options.eps)) != 1:
-        raise InputError(f"attack {attack!r} is not accepted: name one attack and one budget, as in pgd:8/255.")
 
 
 class Panel(NamedTuple):

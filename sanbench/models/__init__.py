@@ -1,36 +1,29 @@
-"""build_model: from a name and a variation to a network that takes pixels. The names stand in `families.py`."""
+"""Networks by name: from a name and a variation to a configuration. What builds networks is imported when it is asked for."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sanbench.errors import unknown, validated
-from sanbench.models.classifier import SMALLEST_IMAGE, Classifier
+from sanbench.late import attributes
+from sanbench.models.configurations import SMALLEST_IMAGE
 from sanbench.models.families import FAMILIES, MODELS, family_name, family_of
-from sanbench.store.schema import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from sanbench.store.schema import ModelSpec
 
-__all__ = ["FAMILIES", "MODELS", "SMALLEST_IMAGE", "Classifier", "baseline_of", "build_model", "family_name", "family_of"]
-__all__ += ["model_config", "resolve", "size", "zero_residuals"]
+if TYPE_CHECKING:
+    from sanbench.models.building import build_model, counted_size, zero_residuals
+    from sanbench.models.classifier import Classifier
 
+__all__ = ["FAMILIES", "MODELS", "SMALLEST_IMAGE", "Classifier", "baseline_of", "build_model", "counted_size", "family_name"]
+__all__ += ["family_of", "model_config", "resolve", "size", "zero_residuals"]
 
-def build_model(
-    name: str,
-    num_classes: int = 1000,
-    *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    **variation: Any,
-) -> Classifier:
-    """`build_model("san15_patchwise", num_classes=10, footprint=5)`: a network with fresh weights.
-
-    `variation` holds fields of the family's configuration. Raises InputError for an unknown name, field or value.
-    """
-    name, variation = resolve(name, **variation)
-    spec = validated(ModelSpec, "model", name=name, num_classes=num_classes, mean=mean, std=std, variation=variation)
-    return Classifier(spec, family_of(name).build(model_config(name, **variation), num_classes))
+__getattr__ = attributes(
+    __name__,
+    {
+        "Classifier": "sanbench.models.classifier",
+        **dict.fromkeys(("build_model", "counted_size", "zero_residuals"), "sanbench.models.building"),
+    },
+)
 
 
 def resolve(name: str, **variation: Any) -> tuple[str, dict[str, Any]]:
@@ -77,21 +70,16 @@ def baseline_of(spec: ModelSpec) -> ModelSpec | None:
     return ModelSpec(name=name, num_classes=spec.num_classes, mean=spec.mean, std=spec.std, variation=variation)
 
 
-def zero_residuals(model: Classifier) -> None:
-    """Set the last layer of every residual branch to zero, in place: each block begins as the identity.
+def size(name: str, image_size: int = 224, num_classes: int = 1000, **variation: Any) -> tuple[int, float]:
+    """Parameters, and 10^9 multiply-accumulates an image in linear maps, gamma and aggregation.
 
-    A block of patchwise attention multiplies values with weights that depend on the same pixels, so that gradients grow from
-    block to block: with the usual weights those of SAN10's first stage are a hundred times those of its last.
+    In closed form where the family has one, else as `counted_size`. Raises InputError as `build_model` does.
     """
-    for layer in family_of(model.spec.name).residual_ends(model.network):
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
+    name, variation = resolve(name, **variation)
+    closed = family_of(name).size
+    if closed is None:
+        from sanbench.models.building import counted_size
 
-
-def size(name: str, image_size: int = 224, **variation: Any) -> tuple[int, float]:
-    """Parameters, and 10^9 multiply-accumulates an image in linear maps, gamma and aggregation, by torch's counter."""
-    with torch.device("meta"):
-        model = build_model(name, **variation).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, image_size, image_size))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
+        return counted_size(name, image_size, num_classes, **variation)
+    parameters, macs = closed(model_config(name, **variation), num_classes, image_size)
+    return parameters, macs / 1e9

@@ -1,17 +1,25 @@
 """Checkpoints of the paper's authors, and this toolkit's: the same tensors by other names."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sanbench.errors import InputError
-from sanbench.models import MODELS, Classifier, build_model, family_of, resolve
+from sanbench.late import Late
+from sanbench.models import MODELS, family_of, resolve
 from sanbench.models.checkpoints import FORMAT, read_checkpoint, rebuild, save_checkpoint, write_whole
-from sanbench.models.weights import check_finite, check_fit, read_weights
 from sanbench.store.schema import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sanbench.models import Classifier, building
+    from sanbench.models import weights as files
+else:
+    torch, building, files = Late("torch"), Late("sanbench.models.building"), Late("sanbench.models.weights")
 
 HEAD = "fc.weight"  # classes x channels
 FIGURES = ("epoch", "top1_val", "top5_val")  # what the authors' files hold beside the weights and an import keeps
@@ -36,17 +44,19 @@ def import_authors_checkpoint(source: Path, name: str, target: Path, num_classes
     """
     name, _ = resolve(name)
     check_free(target)
-    weights, about = read_weights(source)
+    if not source.is_file():
+        raise InputError(f"There is no file {source}.")
+    weights, about = files.read_weights(source)
     if about.get("format") == FORMAT:
         raise InputError(f"{source} is a checkpoint of sanbench already: --export writes it in the authors' layout.")
     found = len(weights[HEAD]) if HEAD in weights and weights[HEAD].dim() == 2 else num_classes or 1000
     if num_classes not in (None, found):
         raise InputError(f"classes {num_classes} is not accepted: {source} has {found}.")
     with torch.device("meta"):  # shapes are compared before memory is taken
-        names = authors_names(wanted := build_model(name, found))
-    check_fit({names[name]: tensor for name, tensor in wanted.state_dict().items()}, weights, source, name)
-    check_finite(weights, source)
-    model = build_model(name, found).eval()
+        names = authors_names(wanted := building.build_model(name, found))
+    files.check_fit({names[name]: tensor for name, tensor in wanted.state_dict().items()}, weights, source, name)
+    files.check_finite(weights, source)
+    model = building.build_model(name, found).eval()
     model.load_state_dict({name: weights[renamed] for name, renamed in names.items() if renamed in weights}, strict=False)
     figures = {key: plain(about[key]) for key in FIGURES if key in about}
     data = {"name": None, "root": "data", "image_size": 224}

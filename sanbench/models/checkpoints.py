@@ -1,20 +1,26 @@
 """Checkpoints: weights and all that is needed to rebuild the network. Only tensors and plain values are unpickled."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sanbench.errors import InputError, SanbenchError, validated
-from sanbench.models import Classifier, build_model
+from sanbench.late import Late
 from sanbench.models.integrity import Unreadable, add_tensor, check_tensors, content_digest
-from sanbench.models.weights import check_fit, load_weights, read_file
 from sanbench.store.schema import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sanbench.models import Classifier, building, weights
+else:
+    torch, building, weights = Late("torch"), Late("sanbench.models.building"), Late("sanbench.models.weights")
 
 FORMAT = "sanbench checkpoint 2"
 
@@ -69,7 +75,7 @@ def read_checkpoint(path: Path | str, kind: str = FORMAT, advice: str = "") -> d
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
     try:
-        content = read_file(path)
+        content = weights.read_file(path)
     except Unreadable as error:
         raise SanbenchError(f"{error} {advice or other_checkpoints(path)}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
@@ -109,12 +115,12 @@ def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
         spec = validated(ModelSpec, "model", **content["model"])
         settings: dict[str, Any] = {"mean": spec.mean, "std": spec.std, **spec.variation}
         with torch.device("meta"):  # shapes are compared before memory is taken
-            wanted = build_model(spec.name, spec.num_classes, **settings).state_dict()
+            wanted = building.build_model(spec.name, spec.num_classes, **settings).state_dict()
     except (InputError, TypeError) as error:
         raise SanbenchError(f"{path} holds a network that cannot be built: {error}") from error
-    check_fit(wanted, content["state_dict"], path, spec.label)
-    model = build_model(spec.name, spec.num_classes, **settings)
-    load_weights(model, content["state_dict"], path, spec.label)
+    weights.check_fit(wanted, content["state_dict"], path, spec.label)
+    model = building.build_model(spec.name, spec.num_classes, **settings)
+    weights.load_weights(model, content["state_dict"], path, spec.label)
     return model.eval()
 
 

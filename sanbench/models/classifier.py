@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sanbench.errors import InputError
+from sanbench.models.configurations import SMALLEST_IMAGE
 from sanbench.store.schema import ModelSpec
-
-SMALLEST_IMAGE = 32  # pixels a side: the networks halve it five times
 
 
 class Classifier(nn.Module):

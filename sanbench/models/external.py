@@ -1,5 +1,7 @@
 """Other people's networks: `torchvision:resnet50`, `timm:NAME` or `module.path:factory`, with weights from a file."""
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import importlib.util
@@ -9,18 +11,24 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from torch import Tensor, nn
 
 from sanbench.errors import InputError, unknown, validated
-from sanbench.models import SMALLEST_IMAGE, Classifier
-from sanbench.models.weights import load_weights, read_weights
+from sanbench.late import Late
+from sanbench.models.configurations import SMALLEST_IMAGE
 from sanbench.store.schema import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Triple
 
-Build = Callable[..., nn.Module]  # takes num_classes, unless it has no such parameter
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from sanbench.models import classifier, weights
+else:
+    torch, classifier, weights = Late("torch"), Late("sanbench.models.classifier"), Late("sanbench.models.weights")
+
+Build = Callable[..., "nn.Module"]  # takes num_classes, unless it has no such parameter
 
 
 class Preprocessing(BaseModel):
@@ -118,8 +126,8 @@ def is_external(name: str) -> bool:
     return ":" in name
 
 
-def load_external(name: str, weights: Path, **preprocessing: Any) -> tuple[Classifier, Preprocessing]:
-    """The network `name` with the state dict in `weights` (see `read_weights`), in evaluation mode on the CPU.
+def load_external(name: str, file: Path, **preprocessing: Any) -> tuple[classifier.Classifier, Preprocessing]:
+    """The network `name` with the state dict in `file` (see `read_weights`), in evaluation mode on the CPU.
 
     `preprocessing` holds fields of `Preprocessing`; the others are what the library documents (timm does), else the paper's.
     The number of classes is that of the head in the file. torchvision's own weights of googlenet and inception_v3 want mean
@@ -129,13 +137,13 @@ def load_external(name: str, weights: Path, **preprocessing: Any) -> tuple[Class
     library, _, model = name.partition(":")
     factory = LIBRARIES[library](model) if library in LIBRARIES else from_module(name)
     applied = validated(Preprocessing, "preprocessing", **{**factory.preprocessing, **preprocessing})
-    tensors, _ = read_weights(weights)
+    tensors, _ = weights.read_weights(file)
     network = build_fitting(name, factory.build, tensors)
-    load_weights(network, tensors, weights, name)
+    weights.load_weights(network, tensors, file, name)
     variation = applied.model_dump(include={"resize", "crop", "interpolation"}, exclude_defaults=True)
     classes = count_classes(name, network.eval(), applied.crop)
     spec = ModelSpec(name=name, num_classes=classes, mean=applied.mean, std=applied.std, variation=variation)
-    return Classifier(spec, network).eval(), applied
+    return classifier.Classifier(spec, network).eval(), applied
 
 
 def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -144,7 +152,7 @@ def build_fitting(name: str, build: Build, tensors: Mapping[str, Tensor]) -> nn.
     takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     needs_classes = "num_classes" in parameters and parameters["num_classes"].default is inspect.Parameter.empty
     network = built(name, build, **({"num_classes": 1000} if needs_classes else {}))
-    if not isinstance(network, nn.Module):
+    if not isinstance(network, torch.nn.Module):
         raise InputError(f"{name} is not accepted: it gives a {type(network).__name__}, not a torch.nn.Module.")
     other = {
         tensors[key].shape[:1]
@@ -169,15 +177,15 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-@torch.no_grad()
 def count_classes(name: str, network: nn.Module, side: int) -> int:
     """How many logits `network` gives for an image of `side` x `side`. Raises InputError where it gives none."""
     try:
-        logits = network(torch.zeros(1, 3, side, side))
+        with torch.no_grad():
+            logits = network(torch.zeros(1, 3, side, side))
     except Exception as error:  # it may be anybody's code
         reason = first_line(error)
         raise InputError(f"{name} takes no images of {side} x {side}: {reason}; --crop names another size.") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        form = " x ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        form = " x ".join(map(str, logits.shape)) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError(f"{name} is not accepted: it gives {form}, not logits N x classes.")
     return logits.shape[1]

@@ -1,16 +1,24 @@
-"""FAMILIES: every architecture, one entry each, with its named networks. A new one is a module and an entry here."""
+"""FAMILIES: every architecture, one entry each, with its named networks: all that is known of one before it is built."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
-from torch import nn
 
 from sanbench.errors import unknown
-from sanbench.models import resnet, san
-from sanbench.models.resnet import ResNetConfig
-from sanbench.models.san import SANConfig
+from sanbench.late import Late
+from sanbench.models import sizes
+from sanbench.models.configurations import AUTHORS_NAMES, ResNetConfig, SANConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sanbench.models import resnet, san
+else:
+    resnet, san = Late("sanbench.models.resnet"), Late("sanbench.models.san")
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Family:
     build           (configuration, number of classes) -> a module from normalised images N x 3 x H x W, H and W from 32 up,
                     to logits N x classes
     residual_ends   the last layer of every residual branch of such a module: those that `zero_init` sets to zero
+    size            (configuration, number of classes, image side) -> parameters, and multiply-accumulates of an image, without
+                    building it; without one torch counts them
     aliases         short name -> name
     authors_names   regular expression for the beginning of a tensor's name -> what the paper's authors write in its place
     authors_prefix  what stands before every name in the authors' checkpoints
@@ -49,6 +59,7 @@ class Family:
     build: Callable[[Any, int], nn.Module]
     networks: Mapping[str, NamedNetwork]
     residual_ends: Callable[[nn.Module], Iterable[nn.Module]]
+    size: Callable[[Any, int, int], tuple[int, int]] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     fixed: tuple[str, ...] = ("blocks",)
     authors_names: Mapping[str, str] = field(default_factory=dict)
@@ -64,17 +75,18 @@ SAN10, SAN15, SAN19 = (2, 1, 2, 4, 1), (3, 2, 3, 5, 2), (3, 3, 4, 6, 3)  # block
 FAMILIES: dict[str, Family] = {
     "resnet": Family(
         ResNetConfig,
-        resnet.build,
+        lambda config, classes: resnet.ResNet(config, classes),
         {
             "resnet26": NamedNetwork(ResNetConfig(blocks=(1, 2, 4, 1)), Published(73.6, 91.7, 13.7, 2.4)),
             "resnet38": NamedNetwork(ResNetConfig(blocks=(2, 3, 5, 2)), Published(76.0, 93.0, 19.6, 3.2)),
             "resnet50": NamedNetwork(ResNetConfig(blocks=(3, 4, 6, 3)), Published(76.9, 93.5, 25.6, 4.1)),
         },
-        resnet.residual_ends,
+        lambda network: resnet.residual_ends(network),
+        sizes.resnet,
     ),
     "san": Family(
         SANConfig,
-        san.SAN,
+        lambda config, classes: san.SAN(config, classes),
         {
             "san10_pairwise": NamedNetwork(SANConfig(blocks=SAN10), Published(74.9, 92.1, 10.5, 2.2), "resnet26"),
             "san10_patchwise": NamedNetwork(
@@ -92,9 +104,10 @@ FAMILIES: dict[str, Family] = {
             ),
             "san19_scalar": NamedNetwork(SANConfig(blocks=SAN19, attention="scalar"), None, "resnet50"),
         },
-        san.residual_ends,
+        lambda network: san.residual_ends(network),
+        sizes.san,
         aliases={"san10": "san10_pairwise", "san15": "san15_pairwise", "san19": "san19_pairwise"},
-        authors_names=san.AUTHORS_NAMES,
+        authors_names=AUTHORS_NAMES,
         authors_prefix="module.",
     ),
 }
@@ -117,7 +130,10 @@ class Networks(Mapping[str, NamedNetwork]):
         return {name: every[name] for name in sorted(every, key=position)}
 
     def __getitem__(self, name: str) -> NamedNetwork:
-        return self.table()[name]
+        for family in FAMILIES.values():
+            if name in family.networks:
+                return family.networks[name]
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table())

@@ -1,16 +1,22 @@
 """Whether a file is whole, and as small as it seems: checksums and sizes, checked before and after it is unpickled."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sanbench.errors import SanbenchError
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Late("torch")
 
 MOST_VALUES = 10**6  # tensors and plain values in a file; a training state has about a thousand
 # resnet50-0676ba61.pth: the beginning of its SHA-256. Eight digits that read as a date are a date.
@@ -90,7 +96,7 @@ def check_tensors(content: Any, size: int) -> int:
     """
     total = 0
     for value in values(content):
-        if not isinstance(value, Tensor):
+        if not isinstance(value, torch.Tensor):
             continue
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise ValueError(f"it holds a tensor of {value.dtype}, {value.layout} on {value.device}: accepted are dense ones")
@@ -105,7 +111,7 @@ def content_digest(content: Any) -> str:
     """SHA-256 over names, shapes, types and values of tensors, and over plain values, whatever the file."""
     digest = hashlib.sha256()
     for value in values(content):
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             add_tensor(digest, value)
         elif isinstance(value, dict | list | tuple):
             digest.update(f"{type(value).__name__} {len(value)}\n".encode())

@@ -11,13 +11,6 @@ from sanbench.models.external import first_line
 
 SAME = 1e-3  # of the largest logit: far above what sums in another order differ by
 
-FINDINGS: dict[str, str] = {
-    "no-gradient": "The gradient of the logits does not reach the pixels: attacks by gradient are refused.",
-    "random": "The same images got other logits a second time.",
-    "depends-on-batch": "The logits of an image depend on the other images of its batch.",
-    "non-finite-logits": "Some logits of random pixels were NaN or infinite.",
-}
-
 
 def probe(model: Classifier, name: str, side: int) -> tuple[str, ...]:
     """Names of FINDINGS that two images of random pixels, 3 x side x side in [0, 1], show of a network on the CPU.

@@ -1,44 +1,66 @@
-"""ResNet baselines: torchvision's bottleneck ResNet with the block counts of the paper's comparison."""
+"""ResNet baselines: bottleneck ResNets with the block counts of the paper's comparison.
+
+Tensors have torchvision's names and, by the same seed, its values: a test compares the networks bit by bit. Written out here,
+because torchvision's import takes as long as torch's own: it pulls in torch's compiler.
+"""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-Blocks = Annotated[int, Field(ge=1, le=100)]  # of a stage
+from sanbench.models.configurations import EXPANSION, ResNetConfig
 
 
-class ResNetConfig(BaseModel):
-    """`ResNetConfig(blocks=(1, 2, 4, 1))` is ResNet26.
+class Bottleneck(nn.Module):
+    """relu(shortcut(x) + branch(x)), N x C x H x W -> N x 4 planes x ceil(H / stride) x ceil(W / stride)."""
 
-    width   multiplies every stage's channels, in multiples of 32, as a SAN's does; the stem keeps its 64
-    """
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        outputs = EXPANSION * planes
+        self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 1, bias=False), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.conv3, self.bn3 = nn.Conv2d(planes, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
 
-    blocks: tuple[Blocks, Blocks, Blocks, Blocks]
-    width: float = Field(default=1.0, gt=0, le=8)
 
-
-class Scaled(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's ResNet with stages of another width."""
+class ResNet(nn.Module):
+    """Normalised images N x 3 x H x W, H and W from 32 up -> logits N x num_classes."""
 
     def __init__(self, config: ResNetConfig, num_classes: int) -> None:
-        self.width = config.width
-        super().__init__(Bottleneck, list(config.blocks))
-        self.fc = nn.Linear(self.inplanes, num_classes)
+        super().__init__()
+        inputs = 64
+        self.conv1, self.bn1 = nn.Conv2d(3, inputs, 7, 2, padding=3, bias=False), nn.BatchNorm2d(inputs)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        stages = [nn.Sequential() for _ in config.blocks]
+        for stage, blocks in enumerate(config.blocks):
+            for block in range(blocks):
+                stages[stage].append(Bottleneck(inputs, config.planes(stage), 2 if stage and not block else 1))
+                inputs = EXPANSION * config.planes(stage)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        if config.width == 1:
+            self.fc = nn.Linear(inputs, num_classes)
+        else:
+            nn.Linear(2048, 1000)  # torchvision draws its own head first: a seed has given these weights since
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # of those torch would import its compiler
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if config.width != 1:
+            self.fc = nn.Linear(inputs, num_classes)
 
-    def _make_layer(self, block: Any, planes: int, *rest: Any, **options: Any) -> nn.Sequential:
-        return super()._make_layer(block, max(8, round(planes * self.width / 8) * 8), *rest, **options)
-
-
-def build(config: ResNetConfig, num_classes: int) -> ResNet:
-    """Normalised images N x 3 x H x W, H and W from 32 up -> logits N x num_classes."""
-    if config.width != 1:
-        return Scaled(config, num_classes)
-    return ResNet(Bottleneck, list(config.blocks), num_classes=num_classes)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 def residual_ends(network: nn.Module) -> Iterator[nn.Module]:

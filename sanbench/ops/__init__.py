@@ -2,7 +2,7 @@
 
 from sanbench.ops import attention, fused
 from sanbench.ops.footprint import Footprint
-from sanbench.ops.relation import RELATIONS
+from sanbench.relation import RELATIONS
 
 from sanbench.ops import cpu, gpu  # isort: skip  # put kernels under the operators registered above
 

@@ -23,7 +23,7 @@ from sanbench.ops.aggregation import aggregate, aggregation
 from sanbench.ops.checks import REDUCED
 from sanbench.ops.footprint import Footprint, RowRange
 from sanbench.ops.operator import Shape, Tiled
-from sanbench.ops.relation import RELATIONS
+from sanbench.relation import RELATIONS
 
 
 def widened(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sanbench.errors import InputError, unknown
 from sanbench.ops.footprint import Footprint
-from sanbench.ops.relation import RELATIONS
+from sanbench.relation import RELATIONS
 
 MAPS = ("query", "key", "value")  # N x channels x H x W
 REDUCED = (torch.bfloat16, torch.float16)  # maps in these are computed with in float32

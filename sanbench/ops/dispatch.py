@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sanbench.ops.checks import MAPS, check
-from sanbench.ops.operator import BODIES, SPECIFICATIONS, flatten, tile_size
+from sanbench.ops.operator import BODIES, LIBRARY, SPECIFICATIONS, flatten, tile_size
 
 OPERATORS = ("pairwise_attention", "pairwise_statistics", "patchwise_attention", "patchwise_statistics")
 UNFUSED = ("tiled", "plain")  # the specification, a tile at a time or on the whole batch
@@ -71,8 +71,8 @@ class Backend:
             grads = self.backward(name, operator, grad, arguments, any(p not in MAPS for p, _ in asked))
             return [grads[p][at] for p, at in asked]
 
-        torch.library.register_kernel(f"sanbench::{operator}", self.device, forward)
-        torch.library.register_kernel(f"sanbench::{operator}_backward", self.device, backward)
+        LIBRARY.impl(operator, forward, self.device.upper())
+        LIBRARY.impl(f"{operator}_backward", backward, self.device.upper())
 
 
 def takes(operator: str, relation: str, footprint: int, stride: int, dilation: int, **arguments: Any) -> bool:

@@ -25,6 +25,7 @@ from sanbench.ops.footprint import Footprint, RowRange
 Shape = Sequence[int]
 SPECIFICATIONS: dict[str, Callable[..., Tensor]] = {}  # of every operator, by its name in torch.ops.sanbench
 BODIES: dict[str, Callable[..., Any]] = {}  # what runs where no kernel serves, of every operator and every backward
+LIBRARY = torch.library.Library("sanbench", "FRAGMENT")
 TILE = 2**21  # elements a tile expands to: few enough for the last-level cache, enough to hide the cost of a call
 _tile: ContextVar[float] = ContextVar("tile", default=TILE)
 
@@ -67,6 +68,17 @@ def unflatten(leaves: Sequence[Any], lengths: Sequence[int | None]) -> list[Any]
     """The inverse of `flatten`."""
     rest = iter(leaves)
     return [next(rest) if length is None else list(islice(rest, length)) for length in lengths]
+
+
+def register(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """As torch.library.custom_op, whose kernels import torch's compiler when they are first called."""
+    LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sanbench::{name}", fake)
+
+
+def undifferentiated(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError("The operators of sanbench have no second derivative.")
 
 
 @dataclass(frozen=True)
@@ -143,13 +155,11 @@ class Operator(ABC):
     def define(self) -> None:
         """Register the operator and its backward, and enter them in SPECIFICATIONS and BODIES."""
         body, backward = without_autocast(self.body), without_autocast(self.backward)
-        forward = torch.library.custom_op(f"sanbench::{self.name}", body, mutates_args=(), schema=self.schema)
-        forward.register_fake(self.fake)
-        forward.register_autograd(self.differentiate, setup_context=self.save)
         pullback = f"{self.name}_backward"
-        torch.library.custom_op(f"sanbench::{pullback}", backward, mutates_args=(), schema=self.backward_schema).register_fake(
-            self.backward_fake
-        )
+        register(self.name, self.schema, body, self.fake)
+        register(pullback, self.backward_schema, backward, self.backward_fake)
+        torch.library.register_autograd(f"sanbench::{self.name}", self.differentiate, setup_context=self.save)
+        torch.library.register_autograd(f"sanbench::{pullback}", undifferentiated)
         register_flop_formula(getattr(torch.ops.sanbench, self.name))(self.flops)
         SPECIFICATIONS[self.name], BODIES[self.name], BODIES[pullback] = self.specification, body, backward
 

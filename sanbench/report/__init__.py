@@ -104,7 +104,7 @@ def by_data(records: Iterable[Record]) -> dict[str, list[Record]]:
         groups.setdefault((record.data.name, record.data.split, record.data.fingerprint), []).append(record)
     named: dict[str, list[Record]] = {}
     for (name, split, fingerprint), group in groups.items():
-        shrunk, digest = fingerprint.rpartition("-")[::2]  # see `sanbench.data.folders.fingerprint`
+        shrunk, digest = fingerprint.rpartition("-")[::2]  # see `sanbench.data.listing.fingerprint`
         title = name + (f", {shrunk}" if shrunk else "")
         images = f": {split} images ({group[0].data.of:,})"
         titles = (f"{title}{images}", f"{title} ({digest[:8]}){images}", f"{title} ({fingerprint}){images}")

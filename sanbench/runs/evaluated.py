@@ -1,20 +1,28 @@
 """EvaluatedModel: the networks that are evaluated, from runs, checkpoint files or other libraries, and their images."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sanbench.data import Images, ReadOptions, find_dataset, load_dataset
+from sanbench.data import ReadOptions, find_dataset, load_dataset
 from sanbench.data.imagenet import wnids
-from sanbench.errors import InputError, SanbenchError, unknown
-from sanbench.models import FAMILIES, MODELS, SMALLEST_IMAGE, Classifier, build_model, resolve
+from sanbench.errors import InputError, SanbenchError, unknown, validated
+from sanbench.late import Late
+from sanbench.models import FAMILIES, MODELS, SMALLEST_IMAGE, resolve
 from sanbench.models.checkpoints import read_checkpoint, rebuild, weights_hash
-from sanbench.models.classifier import ClassesAmong
-from sanbench.models.external import is_external, load_external
-from sanbench.models.probe import probe
+from sanbench.models.external import Preprocessing, is_external, load_external
 from sanbench.runs.run import all_runs, leave_out
 from sanbench.store.schema import Network
+
+if TYPE_CHECKING:
+    from sanbench.data import Images
+    from sanbench.models import Classifier, building, classifier, probe
+else:
+    building, classifier = Late("sanbench.models.building"), Late("sanbench.models.classifier")
+    probe = Late("sanbench.models.probe")
 
 TRAINING = ("recipe", "seed", "epoch", "train_images", "train_seconds", "imported")  # keys of a checkpoint that a record has
 
@@ -43,41 +51,40 @@ class EvaluatedModel:
         """How a record names it."""
         return Network(**self.model.spec.model_dump(), weights=self.weights)
 
-    def telling(self, images: Images) -> "EvaluatedModel":
+    def telling(self, images: Images) -> EvaluatedModel:
         """The network as it tells the classes of `images` apart: of a set with fewer classes than ImageNet by those alone.
 
         Raises InputError for such a set and a network of other classes than ImageNet's.
         """
-        if images.among is None or isinstance(self.model, ClassesAmong):
+        if images.among is None or isinstance(self.model, classifier.ClassesAmong):
             return self
         if self.model.outputs != len(wnids()):
             raise InputError(
                 f"{images.name} counts {len(images.among)} of ImageNet's {len(wnids()):,} classes, but {self.run} tells "
                 f"{self.model.outputs} apart."
             )
-        return replace(self, model=ClassesAmong(self.model, images.among))
+        return replace(self, model=classifier.ClassesAmong(self.model, images.among))
 
     @classmethod
-    def load(cls, checkpoint: Path, run: str) -> "EvaluatedModel":
+    def load(cls, checkpoint: Path, run: str) -> EvaluatedModel:
         """The network of a checkpoint of training or import. Raises InputError or SanbenchError as `load_model` does."""
         content = read_checkpoint(checkpoint)
         model = rebuild(content, checkpoint)
         if not isinstance(data := content.get("data"), dict) or not isinstance(selection := content.get("selection"), str):
             raise SanbenchError(f"{checkpoint} does not say how it was trained: accepted is what `sanbench train` writes.")
         training = {name: content[name] for name in TRAINING if name in content}
-        found = probe(model, str(checkpoint), SMALLEST_IMAGE)
+        found = probe.probe(model, str(checkpoint), SMALLEST_IMAGE)
         return cls(model, weights_hash(model.state_dict()), run, data, training, selection, findings=found)
 
     @classmethod
-    def external(cls, name: str, weights: Path, **preprocessing: Any) -> "EvaluatedModel":
+    def external(cls, name: str, weights: Path, **preprocessing: Any) -> EvaluatedModel:
         """A network of another library, under its file's name. Raises as `load_external` does."""
         model, applied = load_external(name, weights, **preprocessing)
         data = {"name": None, "root": "data", "image_size": applied.crop}
         data |= applied.model_dump(include={"resize", "interpolation"})
         asked = {name: value for name, value in preprocessing.items() if name in ("resize", "crop", "interpolation")}
-        return cls(
-            model, weights_hash(model.state_dict()), weights.stem, data, {}, "not told", asked, probe(model, name, applied.crop)
-        )
+        found, digest = probe.probe(model, name, applied.crop), weights_hash(model.state_dict())
+        return cls(model, digest, weights.stem, data, {}, "not told", asked, found)
 
 
 def load_evaluated(
@@ -117,18 +124,25 @@ def fresh_or_evaluated(name: str, root: Path) -> EvaluatedModel:
 
     Raises InputError for a name that is none of these, SanbenchError for a file that cannot be used.
     """
-    runs = [run.name for run in all_runs(root)]
-    if name in runs or Path(name).is_file():
+    if has_weights(name, root):
         (found,) = load_evaluated([name], root)
         return found
+    model = building.build_model(name).eval()
+    data = {"name": None, "root": "data", "image_size": 224}
+    return EvaluatedModel(model, weights_hash(model.state_dict()), name, data, {}, "not trained")
+
+
+def has_weights(name: str, root: Path) -> bool:
+    """Whether `name` is a run or checkpoint file, not a model. Raises InputError for what is none of these."""
+    runs = [run.name for run in all_runs(root)]
+    if name in runs or Path(name).is_file():
+        return True
     try:
         resolve(name)
     except InputError:
         aliases = [alias for family in FAMILIES.values() for alias in family.aliases]
         raise unknown("run, checkpoint file or model", name, [*runs, *MODELS, *aliases]) from None
-    model = build_model(name).eval()
-    data = {"name": None, "root": "data", "image_size": 224}
-    return EvaluatedModel(model, weights_hash(model.state_dict()), name, data, {}, "not trained")
+    return False
 
 
 def load_finished(root: Path) -> list[EvaluatedModel]:
@@ -146,7 +160,7 @@ def load_finished(root: Path) -> list[EvaluatedModel]:
 
 
 def check_weights(external: Sequence[str], weights: Sequence[Path], preprocessing: Mapping[str, Any]) -> None:
-    """Raises InputError unless there is one file of weights for each external network."""
+    """Raises InputError unless there is one file of weights for each external network, and for a mean or std that is none."""
     if not external and (weights or preprocessing):
         options = ", ".join(f"--{name}" for name in ["weights"] * bool(weights) + [*preprocessing])
         raise InputError(f"{options} is not accepted for a run: it is for networks from elsewhere, as torchvision:resnet50 is.")
@@ -155,6 +169,11 @@ def check_weights(external: Sequence[str], weights: Sequence[Path], preprocessin
             f"{', '.join(external)} with {len(weights)} --weights is not accepted: each network from elsewhere takes one "
             "--weights FILE, in the same order."
         )
+    for path in weights:
+        if not path.is_file():
+            raise InputError(f"There is no file {path}.")
+    named = {name: preprocessing[name] for name in ("mean", "std") if name in preprocessing}
+    validated(Preprocessing, "preprocessing", **named)
 
 
 def test_images(

@@ -82,7 +82,7 @@ class Store:
             raise SanbenchError(f"{path} cannot be read: {error}.") from error
         if table is None:
             raise SanbenchError(f"{path} holds no rows of record {record.id}: measure it again with --force.")
-        rows = table.to_pandas()
+        rows = table.to_pandas(use_threads=False)
         if digest(rows) != record.rows:
             raise SanbenchError(f"{path} holds other rows than those of record {record.id}: measure it again with --force.")
         return rows

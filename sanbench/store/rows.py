@@ -69,5 +69,5 @@ def ids(file: pq.ParquetFile) -> list[str]:
 
 
 def group(file: pq.ParquetFile, number: int) -> pa.Table:
-    table = file.read_row_group(number).replace_schema_metadata(None)
+    table = file.read_row_group(number, use_threads=False).replace_schema_metadata(None)  # groups are small
     return table.select([name for name in table.column_names if table[name].null_count < len(table) or not len(table)])

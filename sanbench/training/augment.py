@@ -3,16 +3,21 @@
 Random numbers are drawn for the whole batch, so that an image is cropped and mirrored alike by one process and by eight.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from sanbench.data import Batch
+from sanbench.late import Late
 from sanbench.runs.config import Recipe
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+else:
+    v2 = Late("torchvision.transforms.v2")
 
 
 class BatchSlice(NamedTuple):
@@ -61,7 +66,7 @@ def prepare(
 
 def mixing(recipe: Recipe, classes: int) -> Any:
     """torchvision's MixUp or CutMix; where the recipe has both, one of them is drawn for each slice."""
-    mixers: list[v2.Transform] = []
+    mixers: list[Any] = []
     if recipe.mixup:
         mixers.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
     if recipe.cutmix:

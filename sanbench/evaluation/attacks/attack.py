@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
-from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
-from sanbench.evaluation.kinds import AttackOptions, Request
+from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
 from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
-    from sanbench.data import Images
-    from sanbench.evaluation.kinds import Bind
     from sanbench.runs.evaluated import EvaluatedModel
 
 
@@ -264,34 +261,6 @@ def bind(
 ) -> list[Perturbation]:
     """The attacks as perturbations of images for `model`."""
     return [Attack(name, model, config, batch_size, surrogate) for name, config in attacks]
-
-
-def parse(options: AttackOptions, request: Request) -> "Bind":
-    wanted = parse_attacks(
-        options.attack,
-        options.eps,
-        options.steps,
-        options.step_size,
-        request.seed,
-        options.norm,
-        options.restarts,
-        options.target,
-        options.targets,
-    )
-    source = None
-    if options.surrogate is not None:
-        source = request.load(options.surrogate, options.surrogate_weights)
-        check_gradients(source, wanted)
-
-    def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
-        surrogate = None
-        if source is None:
-            check_gradients(evaluated, wanted)
-        else:
-            surrogate = Surrogate(source.telling(images).model, f"{source.network.label} ({source.run})", source.weights)
-        return bind(evaluated.model, wanted, request.batch_size, surrogate)
-
-    return bound
 
 
 def check_gradients(evaluated: "EvaluatedModel", attacks: Sequence[tuple[str, AttackConfig]]) -> None:

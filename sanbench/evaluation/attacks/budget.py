@@ -1,12 +1,19 @@
 """Budgets of attacks: how they are written, how far an image is from another, and the check after every attack."""
 
+from __future__ import annotations
+
 import re
 from fractions import Fraction
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Late("torch")
 
 TOLERANCE = {"linf": 1e-6, "l2": 1e-5}  # in pixels of [0, 1]: float32 steps overshoot by 1e-8, a norm of 10^5 pixels by 1e-6
 BOX_TOLERANCE = 1e-6

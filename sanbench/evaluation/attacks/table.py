@@ -10,19 +10,26 @@ one's step size, so `apgd-targeted` is `APGD` with the targeted loss. Left out: 
 large and negative; MI-, DI- and TI-FGSM, which stall on zero gradients; FAB in L1, which crashes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
-
-import torch
-import torch.nn.functional as F
-import torchattacks
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.attacks.budget import parse_budget
-from sanbench.evaluation.attacks.queried_model import QueriedModel
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    import torchattacks
+    from torch import Tensor
+
+    from sanbench.evaluation.attacks.queried_model import QueriedModel
+else:
+    torch, F, torchattacks = Late("torch"), Late("torch.nn.functional"), Late("torchattacks")
 
 TARGETS = ("random", "least-likely", "next")
 
@@ -66,7 +73,7 @@ class Round(NamedTuple):
         return self.config.steps * (3 if ATTACKS[self.attack].by_gradient else 1)
 
 
-Run = Callable[[QueriedModel, Round], Tensor]
+Run = Callable[["QueriedModel", Round], "Tensor"]
 
 
 @dataclass(frozen=True)

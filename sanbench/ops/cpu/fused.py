@@ -14,7 +14,7 @@ from torch import Tensor
 from sanbench.ops.cpu.kernels import COMPILED, build, served_by
 from sanbench.ops.cpu.structures import MOST_PARTS, Batch, Linear, Normalise, Pool
 from sanbench.ops.fused import SIDE, linear_shape, pool_shape
-from sanbench.ops.operator import BODIES, memory_format
+from sanbench.ops.operator import BODIES, LIBRARY, memory_format
 
 MOST_INPUTS = 4  # of a linear before pooling; as in pool.cpp
 # Sizes, tensors by the names of their addresses, and what is returned
@@ -45,7 +45,7 @@ def under(
         name = served_by(operator, serves(*values))
         return compiled(name, operator, *values) if name in COMPILED else BODIES[operator](*values)
 
-    torch.library.register_kernel(f"sanbench::{operator}", "cpu", run)
+    LIBRARY.impl(operator, run, "CPU")
 
 
 def is_float32(*tensors: Tensor) -> bool:

@@ -5,11 +5,20 @@ and returns D channels. A pairwise relation keeps the footprint (N x D x K x P):
 A patchwise relation turns the footprint into channels (N x D x 1 x P): all pairs are seen at once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add, mul, sub
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from sanbench.late import Late
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Late("torch")
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,10 @@ def concatenate_patch(query: Tensor, key: Tensor) -> Tensor:
 
 RELATIONS: dict[str, dict[str, Relation]] = {
     "pairwise": {
-        "summation": Relation(torch.add, lambda r, k: r),
-        "subtraction": Relation(torch.sub, lambda r, k: r),
+        "summation": Relation(add, lambda r, k: r),
+        "subtraction": Relation(sub, lambda r, k: r),
         "concatenation": Relation(concatenate_pair, lambda r, k: 2 * r),
-        "hadamard": Relation(torch.mul, lambda r, k: r),
+        "hadamard": Relation(mul, lambda r, k: r),
         "dot": Relation(dot_product, lambda r, k: 1, lambda r, k: r * k),
     },
     "patchwise": {
