@@ -102,7 +102,7 @@ def test_batches_are_full_but_for_the_last_of_a_query(network, many):
 
 
 def test_what_is_remembered_of_logits_decides_as_they_do():
-    """Own logit and largest other are the same to the last bit, and so is what falls: with ties, and where one is not finite."""
+    """Own logit and largest other are the same to the last bit, and so is what falls: of ties too, and of what is not finite"""
     torch.manual_seed(0)
     logits, labels = torch.randn(60, 7).round(decimals=1), torch.randint(7, (60,))
     logits[:20].scatter_(1, labels[:20, None], logits[:20].amax(1, keepdim=True))  # the largest, or one of two
