@@ -79,7 +79,7 @@ def test_two_networks_are_compared_by_the_reports_statistics(two, tmp_path):
     (upright,) = found["accuracy"]
     first, second = records_of(findings, "san10_pairwise")[0], records_of(findings, "resnet26")[0]
     assert upright.difference == paired_difference(findings.right(first), findings.right(second))
-    assert upright.difference.value == pytest.approx(0.2) and upright.p_holm == upright.difference.p and upright.differs
+    assert upright.difference.value == pytest.approx(0.2) and upright.p_holm == upright.difference.p and upright.clear
     p = sorted((line.difference.p, line.p_holm) for line in found["attack"])
     assert p[0][1] == pytest.approx(min(1, 2 * p[0][0]))  # of two tests
     turned = compare_networks(findings, "b" * 8, "a" * 8)

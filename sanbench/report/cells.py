@@ -24,12 +24,13 @@ def selection(record: Record) -> Images:
 
 
 def names(records: Iterable[Record]) -> dict[Shown, str]:
-    """The label of each network; where several have one, with what tells them apart: seed, weights, how images were read."""
+    """The label of each network; where several have one, with what tells them apart: run, seed, weights, reading."""
     first: dict[Shown, Record] = {}
     for record in records:
         first.setdefault(shown(record), record)
     found = {key: record.network.label for key, record in first.items()}
     telling: list[Callable[[Record], str]] = [
+        lambda record: record.run,
         lambda record: f"seed {record.training.get('seed', '—')}",
         lambda record: short(record.network),
         lambda record: record.data.decoder,
