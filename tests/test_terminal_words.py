@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,19 @@ def test_two_networks_are_compared_by_the_reports_statistics(two, tmp_path):
     outcome = sanbench("compare", "run-san10_pairwise", "run-resnet26", "--results", tmp_path / "one")
     assert outcome.exit_code == 0, outcome.output
     assert "+20.0 [" in outcome.stdout and "20 / 0" in outcome.stdout and "8/255" in outcome.stdout
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (100, 1)])
+def test_a_line_of_a_comparison_is_one_line(width, tables):
+    """Of the committed results, whose rotations have four protocols."""
+    folder = Path(__file__).parents[1] / "results"
+    names = ("san10_pairwise width=0.375", "resnet26 width=0.375")
+    outcome = sanbench("compare", *names, "--results", folder, columns=width)
+    assert outcome.exit_code == 0, outcome.output
+    text = outcome.stdout[outcome.stdout.index("Rotated:") : outcome.stdout.index("Under attack:")]
+    conditions = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert len(conditions) == tables * 73 and all(conditions)
+    assert {"45°", "45°, crop inscribed", "45°, mask disc", "90°", "flip"} <= set(conditions)
 
 
 def test_two_folders_are_compared_network_by_network(two, tmp_path):
