@@ -283,8 +283,9 @@ def test_a_large_study_takes_seconds(tmp_path):
     documents = time.process_time() - begin
     begin = time.process_time()
     paths = write_report(store, "html").paths
-    print(f"md,csv {documents:.1f} s, html {time.process_time() - begin:.1f} s with {len(paths) - 1:,} pages of images")
-    assert documents < 20
+    pages_too = time.process_time() - begin
+    assert documents < 20 and pages_too < 60  # 14 and 31 on a busy machine, with 2,912 pages of images
+    assert len(paths) > 2000
     assert os.path.getsize(tmp_path / "report.html") < 3e6
     for path in paths[1:]:
         assert os.path.getsize(path) < 3e6
