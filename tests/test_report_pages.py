@@ -227,10 +227,29 @@ def test_a_browser_shows_it(committed, width, dark, tmp_path):
     assert found["texts"] > 1000 and found["least"][0] >= 4.5, found["least"]
     assert found["small"] == [] and found["sticky"] == 0
     assert len(found["pictures"]) > 8 and all(found["pictures"])
-    image_page = next((committed / "report" / "images").iterdir())
-    found = measured(image_page, tmp_path, width, dark)
+
+
+@pytest.fixture(scope="module")
+def illustrated(tmp_path_factory) -> Path:
+    """The pages of images of the committed results, with the images themselves."""
+    folder = tmp_path_factory.mktemp("illustrated")
+    write_report(Store(COMMITTED), "html", folder, pixels_in(folder))
+    return folder / "report" / "images"
+
+
+@pytest.mark.slow
+@in_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", ["examples", "rotation", "attack", "corruption"])
+def test_a_browser_shows_pages_of_images(illustrated, kind, width, dark, tmp_path):
+    """The longest of each kind."""
+    path = max(illustrated.glob(f"*{kind}*"), key=lambda path: path.stat().st_size)
+    found = measured(path, tmp_path, width, dark)
+    assert found["inner"] == width and found["dark"] == dark
     assert (found["width"], found["wide"], found["errors"], found["requests"]) == (width, [], [], [])
-    assert found["least"][0] >= 4.5
+    assert found["texts"] > 50 and found["least"][0] >= 4.5, found["least"]
+    assert found["small"] == [] and found["sticky"] == 0
 
 
 @pytest.mark.slow
