@@ -91,19 +91,6 @@ def series(
     return [Series(name, own) for name, own in points.items() if own]
 
 
-def row_of(record: Record) -> tuple[str, str]:
-    """A network on one selection of images."""
-    return record.network.model_dump_json(), record.data.model_dump_json()
-
-
-def by_row(records: Sequence[Record]) -> list[list[Record]]:
-    """The records of each network on one selection of images, in the order of their first record."""
-    rows: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        rows.setdefault(row_of(record), []).append(record)
-    return list(rows.values())
-
-
 def identity(record: Record) -> dict[str, str]:
     return {"n": number_of_images(record.data), "seed": str(record.training.get("seed", "—")), "weights": short(record.network)}
 
