@@ -12,12 +12,10 @@ import typer
 import typer.core
 
 from sanbench.errors import InputError
-from sanbench_cli.console import console
-from sanbench_cli.help import page
+from sanbench_cli.console import Helpful
 from sanbench_cli.options import export_format
 
 Values = Mapping[str, Any]
-WIDEST = 120  # characters of a line of help
 
 
 class Rule(NamedTuple):
@@ -78,11 +76,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-class Command(typer.core.TyperCommand):
-    """A command that refuses options without an effect before it does anything, and whose help has groups."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(page(self, ctx, min(console.width, WIDEST)) + "\n")
+class Command(Helpful, typer.core.TyperCommand):
+    """A command that refuses options without an effect before it does anything."""
 
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:
@@ -94,8 +89,15 @@ class Command(typer.core.TyperCommand):
         return super().invoke(ctx)
 
 
+class Group(Helpful, typer.core.TyperGroup):
+    """Commands under a name of their own."""
+
+
 class Typer(typer.Typer):
     """Commands that are a `Command` each."""
+
+    def __init__(self, *, cls: Any = Group, **options: Any) -> None:
+        super().__init__(cls=cls, no_args_is_help=True, **options)
 
     def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
         return super().command(name, cls=cls, **options)

@@ -18,8 +18,8 @@ SOONEST = 2.0  # seconds of work before there is a pace
 EVERY = 60.0  # seconds between two lines about the same task in a log
 FIGURES = {
     "robust": "robust accuracy so far {:.1%}",
-    "loss": "loss {:.3f}",
-    "top1": "top-1 {:.1%}",
+    "loss": "training loss {:.3f}",
+    "top1": "training top-1 {:.1%}",
     "lr": "lr {:.2g}",
     "images_per_second": "{:.0f} images/s",
     "data_wait": "waiting {:.0%}",
@@ -111,5 +111,5 @@ def lines(write: Callable[[str], None], clock: Clock = time.monotonic) -> Report
 
 
 def figures(now: Progress) -> str:
-    """`loss 0.612  top-1 79.3%  412 images/s`."""
+    """`training loss 0.612  training top-1 79.3%  412 images/s`."""
     return "  ".join(FIGURES[name].format(value) for name, value in now.figures.items())

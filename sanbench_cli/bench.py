@@ -31,7 +31,7 @@ from sanbench_cli.tables import Table
 if TYPE_CHECKING:
     pass
 
-bench = Typer(no_args_is_help=True, help="Measure speed and memory on this machine.")
+bench = Typer(help="Measure speed and memory on this machine.")
 FOOTPRINT = {"min": 1, "max": 31}  # pixels a side
 GpuDtype = Annotated[str, typer.Option(help="bfloat16 or float32.", callback=one_of("dtype", DTYPES))]
 bench.command("data")(bench_evaluation.reading)

@@ -18,12 +18,13 @@ from sanbench.evaluation.kinds import kind_of
 from sanbench.printable import one_line, printable
 from sanbench.progress import Progress, Report
 from sanbench_cli.bars import Bar, lines
-from sanbench_cli.tables import Table, record_tables, short_name
+from sanbench_cli.help import page
+from sanbench_cli.tables import Table, by_condition, record_tables, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sanbench.evaluation.comparing import Line
+    from sanbench.evaluation.comparing import Comparison
     from sanbench.evaluation.robust import Findings
     from sanbench.report import Written
     from sanbench.runs.config import TrainConfig
@@ -46,9 +47,17 @@ console = PlainConsole()
 errors = PlainConsole(stderr=True)
 ClickException = typer.BadParameter.__mro__[2]  # of the click that this typer brings or needs
 INTERRUPTED = 130
+WIDEST = 120  # characters of a line of help
 
 
-class Commands(typer.core.TyperGroup):
+class Helpful:
+    """A command or a group of them whose help is a `page`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(page(self, ctx, min(console.width, WIDEST)) + "\n")
+
+
+class Commands(Helpful, typer.core.TyperGroup):
     """Turns what went wrong into one sentence and an exit code: 2 for what was typed wrong, 1 for what failed."""
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
@@ -161,17 +170,18 @@ def print_records(records: "Sequence[Record]", findings: "Findings", results: Pa
     console.print(f"A row an image is in {results / 'rows'}. The report: sanbench report{where}", soft_wrap=True)
 
 
-def print_comparison(found: "Mapping[str, Sequence[Line]]", first: str, second: str, networks: bool) -> None:
+def print_comparison(found: "Mapping[str, Sequence[Comparison]]", first: str, second: str, networks: bool) -> None:
     """A table a kind of measurement; with `networks` each line names its own."""
     for kind, compared in found.items():
         heading = f"{kind_of(kind).title}: top-1 of {first} minus {second}, in points"
         table = Table(*["network"] * networks, "condition", "n", "difference", "right alone", "p", "p, Holm", title=heading)
+        words = {record.key: text for text, own in by_condition([line.first for line in compared]).items() for record in own}
         for line in compared:
             d, data = line.difference, line.first.data
-            text = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{' *' * line.differs}"
+            text = f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{' *' * line.clear}"
             n = f"{data.images:,}" + ("" if data.images == data.of else f" of {data.of:,}")
             figures = [n, text, f"{d.only_first} / {d.only_second}", f"{d.p:.2g}", f"{line.p_holm:.2g}"]
-            table.add_row(*[short_name(line.first.network)] * networks, line.condition, *figures)
+            table.add_row(*[short_name(line.first.network)] * networks, words[line.first.key], *figures)
         console.print(table)
     console.print(
         "Same images, Newcombe's 95% interval for pairs. Right alone: images that only the first / only the second has right. "
@@ -218,10 +228,10 @@ def print_profile(run: "Run", steps: int) -> None:
 
 
 def print_runs(runs: "Sequence[Run]") -> None:
-    """State, epoch, best top-1 and last change of each run."""
+    """State, epoch, best validation top-1 and last change of each run."""
     from datetime import datetime
 
-    table = Table("run", "network", "state", "epoch", "best top-1", "last change")
+    table = Table("run", "network", "state", "epoch", "validation top-1", "last change")
     broken = []
     for run in runs:
         if problem := run.problem():
@@ -229,14 +239,14 @@ def print_runs(runs: "Sequence[Run]") -> None:
             broken.append(f"{run.name!r} is broken: {problem}")
             continue
         config, epochs = run.config(), run.epochs()
-        best = max((line["validation_top1"] for line in epochs), default=None)
+        best = max(epochs, key=lambda line: line["validation_top1"], default=None)
         changed = max(path.stat().st_mtime for path in run.folder.iterdir())
         table.add_row(
             run.name,
             config.model.label,
             run.state(),
             f"{len(epochs)} of {config.recipe.epochs}",
-            "" if best is None else f"{best:.1%}",
+            "" if best is None else f"{best['validation_top1']:.1%} at epoch {best['epoch']}",
             f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}",
         )
     console.print(table)

@@ -14,7 +14,7 @@ from sanbench_cli.tables import Table
 if TYPE_CHECKING:
     from sanbench.data.check import SplitCheck
 
-data = Typer(no_args_is_help=True, help="Check, unpack and shrink ImageNet and sets laid out like it.")
+data = Typer(help="Check, unpack and shrink ImageNet and sets laid out like it.")
 Name = Annotated[str, typer.Argument(metavar="imagenet", help="The only set with archives to unpack.")]
 Checked = Annotated[str, typer.Argument(metavar="imagenet|imagenet-a|imagenet-c|...", help="A set with a published layout.")]
 Root = Annotated[Path, typer.Option(help="Folder of train/ and val/, or of what a test set's archive unpacks.")]

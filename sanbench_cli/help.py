@@ -113,7 +113,7 @@ def groups(command: Any, parameters: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def page(command: Any, context: Any, width: int) -> str:
-    """Usage, what the command does, an example, and its options in groups, in lines of at most `width` characters."""
+    """Usage, what the command does, an example, its options in groups, and the commands that it has."""
     does, _, example = (command.help or "").strip().partition(": sanbench ")
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     lines = [*wrapped(f"Usage: {usage}", width, "       "), "", *wrapped(f"{does.rstrip('.')}.", width)]
@@ -123,6 +123,10 @@ def page(command: Any, context: Any, width: int) -> str:
         lines += ["", group]
         for parameter in parameters:
             lines += entry(head(parameter, context), text(command.name, parameter), width)
+    members = command.list_commands(context) if hasattr(command, "list_commands") else []
+    for name in members:
+        does = (command.get_command(context, name).help or "").strip().partition(": sanbench ")[0]
+        lines += [*(["", "Commands"] if name == members[0] else []), *entry(name, f"{does.rstrip('.')}.", width)]
     return "\n".join(lines)
 
 

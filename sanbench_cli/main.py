@@ -16,7 +16,7 @@ from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder
 from sanbench_cli.results import results
 from sanbench_cli.tables import Table
 
-app = Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = Typer(cls=Commands, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 COMMITTED = Path("results")  # of a clone: what its authors measured

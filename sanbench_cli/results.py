@@ -7,7 +7,7 @@ from sanbench_cli.applicable import Typer
 from sanbench_cli.console import console, errors, progress
 from sanbench_cli.options import Results
 
-results = Typer(no_args_is_help=True, help="Look after the folder of records and rows.")
+results = Typer(help="Look after the folder of records and rows.")
 
 
 @results.command()

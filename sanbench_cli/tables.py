@@ -1,14 +1,14 @@
 """Tables on the terminal, in which no word is broken and no name is cut, however narrow it is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from sanbench.evaluation.kinds import kind_of
+from sanbench.evaluation.kinds import kind_of, listed
 
 if TYPE_CHECKING:
     from sanbench.evaluation.robust import Findings
@@ -136,17 +136,27 @@ def condition_rows(
 
 
 def by_condition(records: "Sequence[Record]") -> "dict[str, list[Record]]":
-    """Records by the short words for what was done to the images; by all that was declared where those mean several things."""
-    settings: dict[str, set[str]] = {}
+    """Records by short words for what was done to the images, and where those mean several things by what differs."""
+    settings: dict[str, dict[str, Mapping[str, Any]]] = {}
     for record in records:
-        settings.setdefault(kind_of(record.kind).short(record.setting), set()).add(repr(sorted(record.setting.items())))
+        short = kind_of(record.kind).short(record.setting)
+        settings.setdefault(short, {})[repr(sorted(record.setting.items()))] = record.setting
     found: dict[str, list[Record]] = {}
     for record in records:
         kind = kind_of(record.kind)
         short = kind.short(record.setting)
-        words = short if len(settings[short]) == 1 else f"{short}, {kind.declared(record.setting)}"
+        alike = list(settings[short].values())
+        words = differing(short, record.setting, alike)
+        if [differing(short, setting, alike) for setting in alike].count(words) > 1:
+            words = f"{short}, {kind.declared(record.setting)}"
         found.setdefault(words, []).append(record)
     return found
+
+
+def differing(short: str, setting: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
+    """`45°, crop inscribed`: what of a setting is not the same in all that have it."""
+    values = {name: {repr(other[name]) for other in alike if name in other} for name in setting}
+    return ", ".join(filter(None, [short, listed({name: setting[name] for name in setting if len(values[name]) > 1}, ", ")]))
 
 
 def figure(found: "Proportion", with_interval: bool) -> str:

@@ -275,7 +275,7 @@ def show_end(run: "Run") -> None:
 
 
 def runs(runs: Runs = Path("runs")) -> None:
-    """List the runs: state, epoch, best top-1, last change."""
+    """List the runs: state, epoch, best top-1 on validation images, last change."""
     if not runs.is_dir():
         raise InputError(f"There is no folder {runs}: `sanbench train san10` makes runs, --runs names another folder.")
     from sanbench.runs.run import all_runs

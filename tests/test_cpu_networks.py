@@ -55,7 +55,7 @@ def test_training_follows_the_specification(attention: str) -> None:
         assert (value - expected).norm() <= 1e-2 * expected.norm() + 1e-4, name
 
 
-@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
+@pytest.mark.parametrize("attention", ["pairwise", pytest.param("patchwise", marks=pytest.mark.slow)])
 def test_fifty_steps_follow_the_specification(attention: str) -> None:
     """On fashion10k, by AdamW in a warm-up. Noise on the pixels, because a black background makes thousands of equal pixels:
     where one lies within rounding of a relu's kink or of another one in a pool, all do, and the two ways part by 1e-2."""

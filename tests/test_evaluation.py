@@ -12,6 +12,7 @@ from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
 from sanbench.evaluation.rotations import Rotation
+from sanbench.progress import Progress
 from sanbench.store.files import Store
 from tests.support.quick_measurements import measured
 
@@ -21,13 +22,17 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(evaluated, images, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "PART", 5)
-    settings = [Identity(), *bind(evaluated.model, parse_attacks("pgd", "4/255", 3))]
+    attacks = [*parse_attacks("pgd", "4/255", 3), *parse_attacks("pgd", "1/2550", 40)]
+    settings, told = [Identity(), *bind(evaluated.model, attacks)], list[Progress]()
     one = measured(evaluated, images, Store(tmp_path / "one"), settings)
-    two = measured(evaluated, images, Store(tmp_path / "two"), settings, nproc=2)
+    two = measured(evaluated, images, Store(tmp_path / "two"), settings, told.append, nproc=2)
     for a, b in zip(one, two):
         assert a.key == b.key
         rows = [Store(tmp_path / name).rows(a) for name in ("one", "two")]
         pd.testing.assert_frame_equal(*rows, rtol=1e-3, atol=1e-5)
+    assert [now.whole for now in told] == sorted(now.whole for now in told) and told[-1].whole == 1
+    within = [now for now in told if "pgd, L∞ ε = 1/2550, pgd, " in now.detail and " images done, " in now.detail]
+    assert len(within) > 2 and all(0 < now.figures["robust"] <= 1 for now in within)
 
 
 NEWER = [(where, "fp32_precision", "tf32") for where in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]

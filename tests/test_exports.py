@@ -43,8 +43,10 @@ def pt2_logits(path, images):
 READERS = {"onnx": onnx_logits, "pt2": pt2_logits}
 
 
-@pytest.mark.parametrize("form", READERS)
-@pytest.mark.parametrize("name", ["san10", "resnet26"])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("onnx", "san10"), ("pt2", "san10"), ("onnx", "resnet26"), pytest.param("pt2", "resnet26", marks=pytest.mark.slow)],
+)
 def test_exported_runs_agree_with_the_original(form, name, runs, tmp_path):
     """On real images, in a batch of another size than the one that was traced."""
     path = tmp_path / f"network.{form}"

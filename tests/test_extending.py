@@ -332,17 +332,17 @@ def parse(options, request):
     return lambda model, images: [Identity(), *map(Grey, amounts)]
 """
 SECTION = """
-from sanbench.report.cells import by_row, cell, identity
+from sanbench.report.cells import cell, identity
 from sanbench.report.rendering import Heading, Table
 
 
 def section(group, findings):
-    lines = [
-        {"network": records[0].network.label}
-        | {f"{record.setting['amount']:g} of the colour gone": cell(findings.top1(record)) for record in records}
-        | identity(records[0])
-        for records in by_row([record for record in group if record.kind == "grey"])
-    ]
+    rows = {}
+    for record in group:
+        if record.kind == "grey":
+            row = rows.setdefault(record.network.weights, {"network": record.network.label} | identity(record))
+            row[f"{record.setting['amount']:g} of the colour gone"] = cell(findings.top1(record))
+    lines = list(rows.values())
     return [Heading("Images with less colour", 3), Table(lines)] if lines else []
 """
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -23,23 +25,33 @@ REDUCED = {"float16": (2e-3, 1e-2), "bfloat16": (1e-2, 0.1)}
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Found once, by whichever of the processes that run the tests comes first."""
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, dict]]:
+    """What was found for CASES of a name: once, by whichever of the processes that run the tests comes first."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with FileLock(folder / "interpreted.lock"):
-        found = folder / "interpreted.json"
-        if not found.is_file():
-            found.write_text(json.dumps(results("pairwise")))
-        answer: dict[str, dict] = json.loads(found.read_text())
-    return answer
+
+    @cache
+    def answers(cases: str) -> dict[str, dict]:
+        with FileLock(folder / f"{cases}.lock"):
+            found = folder / f"{cases}.json"
+            if not found.is_file():
+                found.write_text(json.dumps(results(cases)))
+            answer: dict[str, dict] = json.loads(found.read_text())
+        return answer
+
+    return answers
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [identity(case) for case in CASES["pairwise"]])
-def test_interpreted(name: str, interpreted: dict[str, dict]) -> None:
-    assert name in interpreted, interpreted["process"]["stderr"][-3000:]
-    found = interpreted[name]
+@pytest.mark.parametrize(
+    ("cases", "name"),
+    [("pairwise", identity(case)) for case in CASES["pairwise"]]
+    + [pytest.param("pairwise-slow", identity(case), marks=pytest.mark.slow) for case in CASES["pairwise-slow"]],
+)
+def test_interpreted(cases: str, name: str, interpreted: Callable[[str], dict[str, dict]]) -> None:
+    answers = interpreted(cases)
+    assert name in answers, answers["process"]["stderr"][-3000:]
+    found = answers[name]
     assert found["kernels"] == ["triton", "triton"]
     dtype = name.split("-")[-3]
     for at, (nearly_all, largest, norm) in found["errors"].items():
@@ -51,7 +63,8 @@ def test_interpreted(name: str, interpreted: dict[str, dict]) -> None:
 
 
 def test_every_case_has_a_name_of_its_own() -> None:
-    assert len(set(map(identity, CASES["pairwise"]))) == len(CASES["pairwise"])
+    every = [case for cases in CASES.values() for case in cases]
+    assert len(set(map(identity, every))) == len(every)
 
 
 @pytest.mark.parametrize(("size", "footprint"), [(1, 3), (2, 7), (3, 7), (4, 7), (5, 11), (9, 5)])

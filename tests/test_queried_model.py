@@ -7,6 +7,7 @@ from torch import nn
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.attacks.queried_model import Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS
+from sanbench.evaluation.loop import predictions
 from tests.support.quick_measurements import config, run
 
 
@@ -98,3 +99,23 @@ def test_batches_are_full_but_for_the_last_of_a_query(network, many):
     assert perturbed.places == 16 * (len(attack.sizes) + 13)
     assert rows["success"].sum() > 10
     assert 0.9 < rows["forward_passes"].sum() / perturbed.places <= 1
+
+
+def test_what_is_remembered_of_logits_decides_as_they_do():
+    """Own logit and largest other are the same to the last bit, and so is what falls: of ties too, and of what is not finite"""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(60, 7).round(decimals=1), torch.randint(7, (60,))
+    logits[:20].scatter_(1, labels[:20, None], logits[:20].amax(1, keepdim=True))  # the largest, or one of two
+    logits[3, 2], logits[4, 1], logits[5, 0] = torch.nan, torch.inf, -torch.inf
+    queried = QueriedModel(nn.Identity(), torch.zeros(60, 3, 1, 1), labels, logits, Aim("linf", 1.0), batch_size=60)
+    rows = torch.arange(60)
+    queried.known = queried.margins(logits, rows)
+    again = queried.recall(rows)
+    assert len(queried.known) == 0
+    right = predictions(logits) == labels
+    assert 5 < right.sum() < 30
+    assert torch.equal(predictions(again) == labels, right)
+    assert torch.equal(predictions(again) < 0, predictions(logits) < 0)
+    finite = logits.isfinite().all(1)
+    for found in (again, logits):
+        assert torch.equal(queried.margins(found, rows)[finite], queried.margins(logits, rows)[finite])

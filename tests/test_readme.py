@@ -32,6 +32,7 @@ LONG_WORK = {  # what a command does at its end: the library call that it is the
     "bench train": ("sanbench.bench.training.time_training",),
     "bench evaluate": ("sanbench.bench.evaluation.time_evaluation",),
     "bench pipeline": ("sanbench.bench.pipeline.time_pipeline",),
+    "bench corruptions": ("sanbench.bench.corruptions.time_corruptions",),
     "bench attacks": ("sanbench.bench.attacks.time_attacks",),
     "bench protocol": ("sanbench.bench.protocol.time_protocol",),
     "bench images": ("sanbench.bench.photographs.make_imagenet",),

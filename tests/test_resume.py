@@ -25,7 +25,7 @@ STEPS = 6  # an epoch
 @pytest.fixture(scope="module")
 def config(folder):
     """Three epochs of six steps, with all that has a state: momentum, EMA, warm-up, mixing."""
-    changes = {"epochs": 3, "batch_size": 8, "width": 0.5, "footprint": 3, "ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "clip": 5}
+    changes = {"epochs": 3, "batch_size": 8, "width": 0.25, "footprint": 3, "ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "clip": 5}
     changes |= {"randaugment": 5, "decay_norms": False, "warmup_epochs": 1, "cosine_steps": True, "lr": 0.01}
     return configure("san10", f"folder:{folder}", changes=changes, image_size=32, workers=0)
 
@@ -49,8 +49,11 @@ class Kill(BaseException):
     """Nothing in the library catches it: what is on the disk is what a kill leaves."""
 
 
-@pytest.mark.parametrize("moment", [1, 4, STEPS, STEPS + 1, 2 * STEPS + 3])
-@pytest.mark.parametrize("saved", [True, False])
+MOMENTS = [(1, True), (STEPS, True), (2 * STEPS + 3, True), (4, False), (STEPS + 1, False)]
+AS_WELL = [(4, True), (STEPS + 1, True), (1, False), (STEPS, False), (2 * STEPS + 3, False)]
+
+
+@pytest.mark.parametrize(("moment", "saved"), [*MOMENTS, *(pytest.param(*each, marks=pytest.mark.slow) for each in AS_WELL)])
 def test_a_kill_changes_nothing(config, straight, tmp_path, monkeypatch, moment, saved):
     """After `moment` steps, with a checkpoint after each step (saved) or at epochs' ends only."""
     from sanbench.training.state import TrainState

@@ -142,7 +142,7 @@ def test_pictures_answer_and_pairs_have_that_figure(store):
     assert len(lines) == len({each.network.label for each in records})
 
     for test in comparisons(group, findings):
-        assert test.difference.only_first - test.difference.only_second == expected[test.san.key] - expected[test.resnet.key]
+        assert test.difference.only_first - test.difference.only_second == expected[test.first.key] - expected[test.second.key]
 
 
 def test_the_console_prints_that_figure(store, capsys, monkeypatch):

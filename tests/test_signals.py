@@ -37,7 +37,7 @@ def ended(process):
     return process.returncode, stderr.splitlines()
 
 
-@pytest.mark.parametrize("after", [0, 0.3, 0.7, 1.2, 2.2])
+@pytest.mark.parametrize("after", [0, *(pytest.param(after, marks=pytest.mark.slow) for after in (0.3, 0.7, 2.2)), 1.2])
 def test_a_signal_before_anything_is_trained_ends_with_75(command, tmp_path, after):
     with started(command, env=ENVIRONMENT) as process:
         time.sleep(INSTALLED + after)
@@ -47,7 +47,7 @@ def test_a_signal_before_anything_is_trained_ends_with_75(command, tmp_path, aft
     assert len(lines) == 1 and lines[0].startswith("Error: SIGTERM "), lines
 
 
-@pytest.mark.parametrize("nproc", ["1", "2"])
+@pytest.mark.parametrize("nproc", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_second_signal_changes_nothing(command, tmp_path, nproc):
     """The second and third come while the state is saved and the interpreter ends."""
     run = Run(tmp_path / "run")
@@ -88,7 +88,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(command, tmp_path):
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_is_one_sentence(command, tmp_path, rank):
     with started([*command, "--nproc", "2"], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
         begun(Run(tmp_path / "run"), process)

@@ -39,6 +39,20 @@ def test_no_name_is_cut_and_every_option_has_a_text_and_a_default(words, command
     assert "…" not in text
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("group", ["", *dict.fromkeys(words.rpartition(" ")[0] for words, _ in EVERY if " " in words)])
+def test_a_group_lists_its_commands_and_no_types(group, columns):
+    text = shown(group, columns)
+    assert max(map(len, text.splitlines())) <= columns
+    assert "<" not in text and "bool" not in text and "…" not in text
+    below = text[text.index("\nCommands\n") :].splitlines()
+    members = {words.split(" ")[-1]: command for words, command in EVERY if words.rpartition(" ")[0] == group}
+    assert len(members) > 0
+    for name, command in members.items():
+        (line,) = [line for line in below if line.startswith(f"  {name} ")]
+        assert line.split()[1] == command.help.split()[0]
+
+
 def test_shared_options_stand_in_groups_with_an_example():
     text = shown("attack")
     order = [text.index(f"\n{group}\n") for group in ("Example", "Network", "Measurement", "Data", "Machine", "Output")]

@@ -10,7 +10,7 @@ from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
 from sanbench.evaluation.attacks import attack as attacks
 from sanbench.evaluation.attacks.attack import bind
-from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
+from sanbench.evaluation.attacks.table import ATTACKS, Round, parse_attacks
 from sanbench.evaluation.evaluate import FEWEST, MOST, PART, by_part, evaluate
 from sanbench.evaluation.loop import Identity
 from sanbench.evaluation.parts import Condition, EvaluationOptions
@@ -181,6 +181,51 @@ def test_an_attack_goes_on_at_the_round_that_was_interrupted(evaluated, images, 
     assert resumed.counts == wanted.counts
     pd.testing.assert_frame_equal(store.rows(resumed), whole.rows(wanted))
     assert not list(store.work.glob("parts/*/*.unfinished"))
+
+
+class Interruption:
+    """Interrupts a network at the pass that comes after `most`."""
+
+    def __init__(self, most: int):
+        self.passes, self.most = 0, most
+
+    def __call__(self, *_):
+        if self.passes == self.most:
+            raise KeyboardInterrupt
+        self.passes += 1
+
+
+WITHIN = [("square", "linf"), ("square", "l2"), ("pgd", "linf"), ("apgd", "l2"), ("fab", "linf")]
+
+
+@pytest.mark.parametrize(("name", "norm"), WITHIN)
+def test_a_round_goes_on_where_it_was_interrupted(name, norm, evaluated, images, tmp_path, monkeypatch):
+    """Square from the query it was at, the others from the images that come next; rows are equal to the last bit."""
+    monkeypatch.setattr(attacks, "KEEP", -1.0)
+    turn = Round(name, config(name, "1/255" if norm == "linf" else "1/10", norm=norm, steps=8), 0)
+    pictures = images.read([0]).float()
+    monkeypatch.setattr(attacks, "WORK", 3.9 * turn.passes * sum(p.numel() for p in evaluated.model.parameters()) * 32 * 32)
+    assert attacks.at_once(evaluated.model, pictures, turn) == (1 if name == "square" else 3)
+    options = EvaluationOptions(batch_size=5)
+
+    def found(folder, most=10**6):
+        interruption = Interruption(most)
+        handle = evaluated.model.register_forward_pre_hook(interruption)
+        try:
+            (record,) = evaluate(evaluated, images, bind(evaluated.model, [(name, turn.config)]), folder, CPU, options)
+        finally:
+            handle.remove()
+        return record, interruption.passes
+
+    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
+    wanted, passes = found(whole)
+    with pytest.raises(KeyboardInterrupt):
+        found(store, passes // 2)
+    resumed, rest = found(store)
+    looks = 2 * len(images) // 5 + 2
+    assert rest < passes - passes // 2 + (looks if name == "square" else looks + 10)
+    assert resumed.counts == wanted.counts
+    pd.testing.assert_frame_equal(store.rows(resumed), whole.rows(wanted), check_exact=True)
 
 
 def test_a_damaged_state_of_an_attack_is_no_state(evaluated, images, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.support.made_records import attacked, record, store_with
 
 def test_the_suffix_decides_what_is_exported(runs, tmp_path):
     path = tmp_path / "network.pt2"
-    outcome = sanbench("export", "san10", "--output", path, "--runs", runs)
+    outcome = sanbench("export", "resnet26", "--output", path, "--runs", runs)  # which is exported sooner than a SAN
     assert outcome.exit_code == 0, outcome.output
     assert path.read_bytes()[:2] == b"PK" and "(pt2)" in outcome.output
     refused = sanbench("export", "san10", "--output", tmp_path / "x.onnx", "--format", "safetensors", "--runs", runs)
@@ -79,7 +80,7 @@ def test_two_networks_are_compared_by_the_reports_statistics(two, tmp_path):
     (upright,) = found["accuracy"]
     first, second = records_of(findings, "san10_pairwise")[0], records_of(findings, "resnet26")[0]
     assert upright.difference == paired_difference(findings.right(first), findings.right(second))
-    assert upright.difference.value == pytest.approx(0.2) and upright.p_holm == upright.difference.p and upright.differs
+    assert upright.difference.value == pytest.approx(0.2) and upright.p_holm == upright.difference.p and upright.clear
     p = sorted((line.difference.p, line.p_holm) for line in found["attack"])
     assert p[0][1] == pytest.approx(min(1, 2 * p[0][0]))  # of two tests
     turned = compare_networks(findings, "b" * 8, "a" * 8)
@@ -87,6 +88,19 @@ def test_two_networks_are_compared_by_the_reports_statistics(two, tmp_path):
     outcome = sanbench("compare", "run-san10_pairwise", "run-resnet26", "--results", tmp_path / "one")
     assert outcome.exit_code == 0, outcome.output
     assert "+20.0 [" in outcome.stdout and "20 / 0" in outcome.stdout and "8/255" in outcome.stdout
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (100, 1)])
+def test_a_line_of_a_comparison_is_one_line(width, tables):
+    """Of the committed results, whose rotations have four protocols."""
+    folder = Path(__file__).parents[1] / "results"
+    names = ("san10_pairwise width=0.375", "resnet26 width=0.375")
+    outcome = sanbench("compare", *names, "--results", folder, columns=width)
+    assert outcome.exit_code == 0, outcome.output
+    text = outcome.stdout[outcome.stdout.index("Rotated:") : outcome.stdout.index("Under attack:")]
+    conditions = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert len(conditions) == tables * 73 and all(conditions)
+    assert {"45°", "45°, crop inscribed", "45°, mask disc", "90°", "flip"} <= set(conditions)
 
 
 def test_two_folders_are_compared_network_by_network(two, tmp_path):

@@ -1,6 +1,6 @@
 """Two networks, or two folders of results, on the same images: which records fit, and how they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sanbench.errors import InputError, unknown
@@ -12,8 +12,8 @@ from sanbench.store.schema import Record
 LEVEL = 0.05
 
 
-class Line(NamedTuple):
-    """The first minus the second, both measured alike; `p_holm` after Holm's correction for all lines of its kind."""
+class Comparison(NamedTuple):
+    """The first minus the second, both measured alike; `p_holm` after Holm's correction for all tests of its kind."""
 
     first: Record
     second: Record
@@ -25,7 +25,7 @@ class Line(NamedTuple):
         return condition(self.first.kind, self.first.setting)
 
     @property
-    def differs(self) -> bool:
+    def clear(self) -> bool:
         return self.difference.excludes_zero and self.p_holm < LEVEL
 
 
@@ -55,16 +55,16 @@ def alike(record: Record) -> tuple[str, str, str]:
     return record.kind, repr(sorted(record.setting.items())), record.data.model_dump_json()
 
 
-def compare_networks(findings: Findings, first: str, second: str) -> dict[str, list[Line]]:
+def compare_networks(findings: Findings, first: str, second: str) -> dict[str, list[Comparison]]:
     """By kind, what both networks were measured on. Raises InputError where that is nothing."""
     theirs = {alike(record): record for record in records_of(findings, second)}
     pairs = [(record, theirs[alike(record)]) for record in records_of(findings, first) if alike(record) in theirs]
     if not pairs:
         raise InputError(f"{first!r} and {second!r} are not comparable: nothing was measured on the same images for both.")
-    return lines(pairs, findings, findings)
+    return tested(pairs, findings.difference)
 
 
-def compare_stores(one: Findings, two: Findings) -> dict[str, list[Line]]:
+def compare_stores(one: Findings, two: Findings) -> dict[str, list[Comparison]]:
     """By kind, what was measured of the same network in both: of the same run where there is one, else of the same label.
 
     Raises InputError where that is nothing.
@@ -78,14 +78,17 @@ def compare_stores(one: Findings, two: Findings) -> dict[str, list[Line]]:
             pairs.append((record, other))
     if not pairs:
         raise InputError("These results are not comparable: no network was measured on the same images in both.")
-    return lines(pairs, one, two)
+    return tested(pairs, lambda first, second: paired_difference(one.right(first), two.right(second)))
 
 
-def lines(pairs: Sequence[tuple[Record, Record]], one: Findings, two: Findings) -> dict[str, list[Line]]:
-    found: dict[str, list[Line]] = {}
+def tested(
+    pairs: Sequence[tuple[Record, Record]], difference: Callable[[Record, Record], Difference]
+) -> dict[str, list[Comparison]]:
+    """By kind, the tests of all `pairs`, corrected for each other."""
+    found: dict[str, list[Comparison]] = {}
     for kind in dict.fromkeys(first.kind for first, _ in pairs):
         own = [pair for pair in pairs if pair[0].kind == kind]
-        differences = [paired_difference(one.right(first), two.right(second)) for first, second in own]
+        differences = [difference(*pair) for pair in own]
         corrected = holm([difference.p for difference in differences])
-        found[kind] = [Line(*pair, d, p) for pair, d, p in zip(own, differences, corrected, strict=True)]
+        found[kind] = [Comparison(*pair, d, p) for pair, d, p in zip(own, differences, corrected, strict=True)]
     return found

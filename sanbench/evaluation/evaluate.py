@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import pandas as pd
@@ -14,9 +15,11 @@ from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
 from sanbench.evaluation.loop import Perturbation
 from sanbench.evaluation.parts import (
+    At,
     Condition,
     EvaluationOptions,
     Job,
+    Say,
     claim,
     draw_missing_examples,
     measure_here,
@@ -104,7 +107,8 @@ def complete(job: Job, claims: Claims, device: torch.device, progress: Report) -
     while left := [c for c in job.conditions if c.measurement.key not in (found := job.recorded())]:
         rest = replace(job, conditions=left, done=set(), stood={})
         several = job.options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
-        measured = (measure_in_processes if several else measure_parts)(rest, claims, device, progress)
+        say = partial(tell, rest, progress)
+        measured = (measure_in_processes if several else measure_parts)(rest, claims, device, say)
         if not finish(rest, claims, device) and not measured:
             wait(rest, claims, progress)
     return found
@@ -145,11 +149,18 @@ def forget_broken(job: Job, progress: Report) -> None:
         tell(job, progress, f"{problem} Now it is measured again.")
 
 
-def measure_in_processes(job: Job, claims: Claims, device: torch.device, progress: Report) -> bool:
+def measure_in_processes(job: Job, claims: Claims, device: torch.device, say: Say) -> bool:
     """`measure_parts` by several processes, each of which claims its own parts."""
     job.evaluated.model.cpu()
     shared = replace(job, options=replace(job.options, workers=readers(job)))
-    run_processes(measure_here, shared, job.options.nproc, device, lambda: tell(job, progress))
+    running: dict[int, Sequence[At]] = {}
+
+    def hear(process: int, notice: str = "", now: Sequence[At] = ()) -> None:
+        running.pop(process, None)
+        running[process] = now
+        say(notice, [at for own in running.values() for at in own])
+
+    run_processes(measure_here, shared, job.options.nproc, device, hear)
     job.evaluated.model.to(device)
     return True
 

@@ -1,10 +1,10 @@
 """The parts of a measurement: which of them are this process's, reading ahead, measuring them, and keeping their rows."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.loop import Perturbation, Scored, Seen, measure
 from sanbench.models.checkpoints import read_checkpoint
 from sanbench.models.integrity import content_digest
-from sanbench.progress import Progress, Report, silent
+from sanbench.progress import Progress, Report
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.claims import Claims
 from sanbench.store.files import Part, Store
@@ -105,11 +105,11 @@ def readers(job: Job) -> int:
     return default_workers(job.images, job.options.nproc if job.options.nproc > 1 else None, changing)
 
 
-def measure_here(job: Job, device: torch.device) -> None:
+def measure_here(job: Job, device: torch.device, say: "Say") -> None:
     """One process's share: the parts that it can claim."""
     job.evaluated.model.to(device)
     with job.store.claims() as claims:
-        measure_parts(job, claims, device)
+        measure_parts(job, claims, device, say)
 
 
 class Task(NamedTuple):
@@ -119,8 +119,8 @@ class Task(NamedTuple):
     conditions: list[Condition]
 
 
-def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Report = silent) -> bool:
-    """Measure the parts that this process can claim; whether there were any.
+def measure_parts(job: Job, claims: Claims, device: torch.device, say: "Say") -> bool:
+    """Measure the parts that this process can claim, and `say` where it is; whether there were any.
 
     While the network works on a batch, the reading processes read, and corrupt, those that come after it.
     """
@@ -128,7 +128,6 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
     changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
     clock = Clock()
     reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
-    notice = partial(tell, job, progress)
     pieces: list[tuple[int, Condition, float]] = []  # part, condition and seconds waited of what is measured, in order
 
     def stream() -> Iterator[tuple[Batch, list[Perturbation]]]:
@@ -139,13 +138,13 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
             here = batch._replace(images=batch.images.to(device, non_blocking=True))
             for condition in conditions:
                 pieces.append((part, condition, waited))
-                watch = partial(clock.seen, job, progress, part, condition)
-                keeper = Kept(job.store, condition.measurement, part, notice)
+                watch = partial(clock.seen, say, part, job.conditions.index(condition))
+                keeper = Kept(job.store, condition.measurement, part, say)
                 yield here, [condition.perturbation.watched(watch, keeper)]
 
-    tell(job, progress)
+    say()
     with dead_workers_named():
-        measured = measure(job.evaluated.model, stream(), device, job.options.batch_size, notice)
+        measured = measure(job.evaluated.model, stream(), device, job.options.batch_size, say)
         for done, (scored,) in enumerate(measured):
             part, condition, waited = pieces[done]
             save_examples(job, condition.measurement, part, scored)
@@ -153,8 +152,8 @@ def measure_parts(job: Job, claims: Claims, device: torch.device, progress: Repo
                 condition.measurement, part, Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
             )
             claims.release([claim(condition, part)])
-            clock.tell(job, progress, TELL)
-    clock.tell(job, progress, 0)
+            clock.tell(job, say, TELL)
+    clock.tell(job, say, 0)
     return bool(tasks)
 
 
@@ -205,17 +204,17 @@ class Clock:
         waited, self.waited = self.waited, 0.0
         return waited
 
-    def seen(self, job: Job, progress: Report, part: int, condition: Condition, seen: Seen) -> None:
-        """Tell progress within a part, unless that was done just now."""
+    def seen(self, say: "Say", part: int, condition: int, seen: Seen) -> None:
+        """Say how far a part is, unless that was done just now."""
         if (now := time.monotonic()) - self.told >= TELL:
             self.told = now
-            tell(job, progress, at=At(part, condition, seen))
+            say("", [At(part, condition, seen)])
 
-    def tell(self, job: Job, progress: Report, after: float) -> None:
-        """Tell progress if that was last done `after` seconds ago, and there is some."""
+    def tell(self, job: Job, say: "Say", after: float) -> None:
+        """Have progress told if that was last done `after` seconds ago, and there is some."""
         if (now := time.monotonic()) - self.told >= after and job.finished() != self.finished:
             self.told, self.finished = now, job.finished()
-            tell(job, progress)
+            say()
 
 
 def claim_parts(job: Job, claims: Claims, tasks: list[Task]) -> Iterator[Request]:
@@ -245,27 +244,36 @@ def claim(condition: Condition, part: int | str) -> str:
 
 
 class At(NamedTuple):
-    """Where a process is: a part, a condition, and how far that is."""
+    """Where a process is: a part, the number of a condition, and how far that is."""
 
     part: int
-    condition: Condition
+    condition: int
     seen: Seen
 
 
-def tell(job: Job, progress: Report, notice: str = "", at: At | None = None) -> None:
+class Say(Protocol):
+    """Has a sentence read that is no empty one, and told where processes are."""
+
+    def __call__(self, notice: str = "", running: Sequence[At] = ()) -> None: ...
+
+
+def tell(job: Job, progress: Report, notice: str = "", running: Sequence[At] = ()) -> None:
+    """How far all of the job is; what is worked on is told of the last that is `running`."""
     finished, share, detail, figures = job.finished(), job.share(), "", dict[str, float]()
-    if at is not None:
-        measurement, perturbation = at.condition
-        number, size = job.conditions.index(at.condition), len(job.parts[at.part])
+    for part, number, seen in running:
+        if (number, part) in job.done:
+            continue
+        measurement, perturbation = job.conditions[number]
+        size = len(job.parts[part])
         done = sum(len(job.parts[part]) for which, part in job.done if which == number)
-        share += at.seen.share * size * perturbation.passes / job.passes
-        words = [short(measurement), at.seen.about, f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
+        share += seen.share * size * perturbation.passes / job.passes
+        words = [short(measurement), seen.about, f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
         detail = ", ".join(filter(None, words))
-        if at.seen.standing is not None:
+        if seen.standing is not None:
             stood = {part: count for (which, part), count in job.stood.items() if which == number}
             images = size + sum(len(job.parts[part]) for part in stood)
-            detail += f", {at.seen.standing:,} of {size:,} stand"
-            figures["robust"] = (at.seen.standing + sum(stood.values())) / images
+            detail += f", {seen.standing:,} of {size:,} stand"
+            figures = {"robust": (seen.standing + sum(stood.values())) / images}
     total = len(job.parts) * len(job.conditions)
     progress(Progress(job.task, finished, total, figures, notice, detail, min(share, 1.0)))
 

@@ -6,37 +6,48 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.process import parent_process
 from queue import Empty
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from sanbench.errors import SanbenchError
 
-Work = Callable[[Any, torch.device], None]
+Work = Callable[[Any, torch.device, Callable[..., None]], None]
 
 
-def run_processes(work: Work, job: Any, count: int, device: torch.device, look: Callable[[], None]) -> None:
-    """`work(job, device)` in `count` processes; of several GPUs each takes one. `look` is called while they run.
+def run_processes(work: Work, job: Any, count: int, device: torch.device, hear: Callable[..., None]) -> None:
+    """`work(job, device, say)` in `count` processes; of several GPUs each takes one.
 
-    Raises what the first process to fail raised.
+    What a process says is heard here, with its number: `say(*words)` there is `hear(number, *words)`. Raises what the first
+    process to fail raised.
     """
     context = multiprocessing.get_context("spawn")
     failures = context.Queue()
     threads = max(1, torch.get_num_threads() // count)
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, failures)) for rank in range(count)
+        context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, failures, pipes[rank][1]))
+        for rank in range(count)
     ]
+    ears = {pipe: rank for rank, (pipe, _) in enumerate(pipes)}
     try:
-        for process in processes:
+        for process, (_, mouth) in zip(processes, pipes, strict=True):
             process.start()
-        while any(process.is_alive() for process in processes):
-            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], 0.5)
+            mouth.close()  # here, so that its end is heard when the process ends
+        while ears or any(process.is_alive() for process in processes):
+            ends = [process.sentinel for process in processes if process.is_alive()]
+            for ready in multiprocessing.connection.wait([*ears, *ends], 0.5):
+                if (pipe := cast(Connection, ready)) in ears:
+                    try:
+                        hear(ears[pipe], *pipe.recv())
+                    except EOFError:
+                        del ears[pipe]
             broken = [process for process in processes if process.exitcode not in (None, 0)]
             if broken:
                 raise failure(failures, broken[0].exitcode)
-            look()
     finally:
         for process in processes:
             if process.is_alive():
@@ -51,12 +62,12 @@ def failure(failures: Any, code: int | None) -> Exception:
     return found
 
 
-def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any) -> None:
+def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any, mouth: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        work(job, device)
+        work(job, device, lambda *words: mouth.send(words))
     except Exception as error:
         failures.put(error)
         raise SystemExit(1) from None

@@ -1,12 +1,14 @@
 """The answer: which network is more robust, how sure that is, and what it says of the paper."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sanbench.evaluation.comparing import Comparison
 from sanbench.evaluation.kinds import budget, condition
 from sanbench.evaluation.robust import Findings
 from sanbench.report.attacks import protocol
-from sanbench.report.cells import Footnotes, Images, Shown, cell, names, selection, shown
-from sanbench.report.comparisons import Comparison, comparisons
+from sanbench.report.cells import Footnotes, Images, Shown, cell, names, selection, shown, told_n
+from sanbench.report.comparisons import comparisons
 from sanbench.report.rendering import Block, Cell, Items, Table, Text
 from sanbench.report.rotations import by_frame, sweep
 from sanbench.store.schema import Record
@@ -16,7 +18,7 @@ QUARTERS = (90, 180, 270)
 TOLD = 4  # pairs that are told in sentences
 CLEAR = (
     "What the paired tests on the same images say; a difference is clear whose 95% interval excludes 0 and whose p, corrected "
-    "for all tests of its kind, is below 0.05:"
+    "(Holm) for all tests of its kind, is below 0.05. There are"
 )
 FINDINGS = {  # of Zhao et al., CVPR 2020: what its experiments found, without figures, and the tests that ask the same here
     "rotated images (table 9)": lambda record: exact(record) and record.setting["angle"] in (*QUARTERS, "flip"),
@@ -125,11 +127,13 @@ def about(columns: dict[str, list[Condition]]) -> str:
 def said(tests: Sequence[Comparison], group: Sequence[Record], findings: Findings, named: dict[Shown, str]) -> list[Block]:
     """Sentences made from the paired tests."""
     by_pair: dict[tuple[Shown, Shown], list[Comparison]] = {}
-    for test in largest(tests):
-        by_pair.setdefault((shown(test.san), shown(test.resnet)), []).append(test)
+    for test in tests:
+        by_pair.setdefault((shown(test.first), shown(test.second)), []).append(test)
     upright = {(shown(r), selection(r)): findings.top1(r).value for r in group if r.kind == "accuracy"}
+    kinds = Counter(test.first.kind for test in tests)
     paper = Text("What this says of the paper (Zhao, Jia and Koltun, CVPR 2020):")
-    blocks: list[Block] = [paper, Items(of_the_paper(by_pair, named)), Text(CLEAR)]
+    clear = Text(f"{CLEAR} {', '.join(f'{number:,} of {kind}' for kind, number in kinds.items())}:")
+    blocks: list[Block] = [paper, Items(of_the_paper(by_pair, named)), clear]
     for (san, resnet), own in list(by_pair.items())[:TOLD]:
         blocks += [Text(f"{named[san]} against {named[resnet]}:"), Items(sentences(own, upright, findings))]
     if len(by_pair) > TOLD:
@@ -137,35 +141,26 @@ def said(tests: Sequence[Comparison], group: Sequence[Record], findings: Finding
     return blocks
 
 
-def largest(tests: Sequence[Comparison]) -> list[Comparison]:
-    """Of a pair and a condition the test on most images."""
-    kept: dict[tuple[Shown, Shown, Condition], Comparison] = {}
-    for test in sorted(tests, key=lambda test: test.san.data.images):
-        kept[shown(test.san), shown(test.resnet), condition_of(test.san)] = test
-    keys = {test.san.key for test in kept.values()}
-    return [test for test in tests if test.san.key in keys]
-
-
 def sentences(own: Sequence[Comparison], upright: dict[tuple[Shown, Images], float], findings: Findings) -> list[str]:
     """Upright, the quarter turns, and three attacks by budget; then of each kind how many tests are clear."""
 
     def attacked(attack: str) -> list[Comparison]:
-        found = [test for test in own if test.san.kind == "attack" and test.san.setting["attack"] == attack]
-        protocols = [protocol(test.san) for test in found]
+        found = [test for test in own if test.first.kind == "attack" and test.first.setting["attack"] == attack]
+        protocols = [protocol(test.first) for test in found]
         chosen = max(protocols, key=protocols.count, default="")  # the one with most budgets
-        return sorted((t for t in found if protocol(t.san) == chosen), key=lambda test: budget(test.san.setting))
+        return sorted((t for t in found if protocol(t.first) == chosen), key=lambda test: budget(test.first.setting))
 
-    quarters = [test for test in own if exact(test.san) and test.san.setting["angle"] in QUARTERS]
+    quarters = [test for test in own if exact(test.first) and test.first.setting["angle"] in QUARTERS]
     subjects = [
-        [test for test in own if test.san.kind == "accuracy"],
+        [test for test in own if test.first.kind == "accuracy"],
         quarters,
         *map(attacked, ("pgd-targeted", "pgd", "standard")),
     ]
     found = [sentence(tests, upright, findings) for tests in subjects if tests]
-    kinds = dict.fromkeys(test.san.kind for test in own if test.san.kind != "accuracy")
+    kinds = dict.fromkeys(test.first.kind for test in own if test.first.kind != "accuracy")
     counted = []
     for kind in kinds:
-        better, worse = signs(tests := [test for test in own if test.san.kind == kind])
+        better, worse = signs(tests := [test for test in own if test.first.kind == kind])
         counted.append(f"{kind} {better} and {worse} of {len(tests)}")
     return [*found, f"Tests in which it is clearly better, and clearly worse: {'; '.join(counted)}."] if counted else found
 
@@ -186,10 +181,10 @@ def sentence(tests: Sequence[Comparison], upright: dict[tuple[Shown, Images], fl
         return "" if record.kind == "accuracy" or known is None else f" of {100 * known:.1f}"
 
     first, *others = tests
-    san, resnet = first.san, first.resnet
+    san, resnet = first.first, first.second
     told = f"{san.network.name} {'keeps' if of(san) else 'has'} {top1(san)}{of(san)} {where(san, True)}, "
     told += f"{resnet.network.name} {top1(resnet)}{of(resnet)}: difference {interval(first)}"
-    more = [f"{where(test.san, False)} {top1(test.san)} and {top1(test.resnet)}: {interval(test)}" for test in others]
+    more = [f"{where(test.first, False)} {top1(test.first)} and {top1(test.second)}: {interval(test)}" for test in others]
     return "; ".join([told, *more]) + "."
 
 
@@ -219,21 +214,31 @@ def signs(tests: Sequence[Comparison]) -> tuple[int, int]:
 
 
 def of_the_paper(by_pair: dict[tuple[Shown, Shown], list[Comparison]], named: dict[Shown, str]) -> list[str]:
-    """What agrees with the paper's findings and what contradicts them, and how far such networks can speak for it."""
+    """Which tests are for the paper's findings and which against them, and how far such networks can speak for it."""
     found = []
     for finding, asks in FINDINGS.items():
-        asked = {pair: [test for test in own if asks(test.san)] for pair, own in by_pair.items()}
-        told = [f"{named[san]} {verdict(own)}" for (san, _), own in asked.items() if own]
+        asked = {pair: [test for test in own if asks(test.first)] for pair, own in by_pair.items()}
+        told = [f"{named[san]}: {verdict(own)}" for (san, _), own in asked.items() if own]
         if told:
-            found.append(f"It found SANs more robust than ResNets to {finding}. Here {'; '.join(told[:TOLD])}.")
-    sans = {shown(test.san): test.san for own in by_pair.values() for test in own}
+            rest = [f"{len(told) - TOLD} more pairs are in the tables of paired tests"] if len(told) > TOLD else []
+            found.append(f"It found SANs more robust than ResNets to {finding}. Here {'; '.join([*told[:TOLD], *rest])}.")
+    sans = {shown(test.first): test.first for own in by_pair.values() for test in own}
     return [*found, *limits(list(sans.values()))]
 
 
 def verdict(tests: Sequence[Comparison]) -> str:
+    """`of 4 tests (n 200) 0 are clearly for it and 3 clearly against it; what is not clear lies in [-10.9, -1.4]`."""
     better, worse = signs(tests)
-    word = "is mixed" if better and worse else "agrees" if better else "contradicts it" if worse else "does not decide"
-    return f"{word} ({better} of {len(tests)} tests clearly for it, {worse} against)"
+    n = told_n([test.first for test in tests])
+    if len(tests) == 1:
+        text = f"its one test ({n}) is {'clearly for it' if better else 'clearly against it' if worse else 'not clear'}"
+    else:
+        text = f"of {len(tests)} tests ({n}) {better} are clearly for it and {worse} clearly against it"
+    unclear = [test.difference for test in tests if not test.clear]
+    if not unclear:
+        return text
+    low, high = min(d.low for d in unclear), max(d.high for d in unclear)
+    return f"{text}; what is not clear may be from {100 * low:+.1f} to {100 * high:+.1f} points"
 
 
 def limits(sans: Sequence[Record]) -> list[str]:

@@ -24,12 +24,13 @@ def selection(record: Record) -> Images:
 
 
 def names(records: Iterable[Record]) -> dict[Shown, str]:
-    """The label of each network; where several have one, with what tells them apart: seed, weights, how images were read."""
+    """The label of each network; where several have one, with what tells them apart: run, seed, weights, reading."""
     first: dict[Shown, Record] = {}
     for record in records:
         first.setdefault(shown(record), record)
     found = {key: record.network.label for key, record in first.items()}
     telling: list[Callable[[Record], str]] = [
+        lambda record: record.run,
         lambda record: f"seed {record.training.get('seed', '—')}",
         lambda record: short(record.network),
         lambda record: record.data.decoder,
@@ -88,19 +89,6 @@ def series(
     for record in records:
         points[named[shown(record)]][at(record)] = value(record)
     return [Series(name, own) for name, own in points.items() if own]
-
-
-def row_of(record: Record) -> tuple[str, str]:
-    """A network on one selection of images."""
-    return record.network.model_dump_json(), record.data.model_dump_json()
-
-
-def by_row(records: Sequence[Record]) -> list[list[Record]]:
-    """The records of each network on one selection of images, in the order of their first record."""
-    rows: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        rows.setdefault(row_of(record), []).append(record)
-    return list(rows.values())
 
 
 def identity(record: Record) -> dict[str, str]:

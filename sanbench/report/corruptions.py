@@ -1,6 +1,6 @@
 """Accuracy on corrupted images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sanbench.evaluation.corruption_error import (
     Errors,
@@ -20,7 +20,6 @@ from sanbench.report.charts import Panel
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
 from sanbench.store.schema import ModelSpec, Record
 
-Ratio = Callable[[Errors, Errors], float | None]
 ORIGINAL = "as in the original benchmark"
 ABOUT = (
     "Top-1 over all severities of a corruption; the interval takes them as separate images. mCE: mean over corruptions of the "

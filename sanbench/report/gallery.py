@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sanbench.evaluation.comparing import Comparison
 from sanbench.evaluation.kinds import budget, condition
 from sanbench.evaluation.pixels import Pixels
 from sanbench.evaluation.robust import Findings
 from sanbench.report.cells import Shown, names, selection, shown
-from sanbench.report.comparisons import Comparison, comparisons
+from sanbench.report.comparisons import comparisons
 from sanbench.report.images import called, embedded, view
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
@@ -43,23 +44,22 @@ def content(
     data: str, group: Sequence[Record], tests: Sequence[Comparison], findings: Findings, store: Store, pixels: Pixels | None
 ) -> dict[str, Any]:
     """What `templates/gallery.html` takes: images that only one network of a pair has right, with all chosen conditions."""
-    test = min(tests, key=lambda test: (test.san.setting != {"angle": 90}, test.san.kind != "rotation"))
-    named, rows = names(group), findings.rows(test.san)
-    first, second = findings.right(test.san), findings.right(test.resnet)
+    test = min(tests, key=lambda test: (test.first.setting != {"angle": 90}, test.first.kind != "rotation"))
+    named, rows = names(group), findings.rows(test.first)
+    first, second = findings.right(test.first), findings.right(test.second)
     half = CHOSEN // 2
     chosen = conditions(group)
     everywhere = np.all([rows["index"].isin(findings.rows(own[0])["index"]) for own in chosen], axis=0)
     places = [place for only in (first & ~second, second & ~first) for place in leading(only, everywhere, half)]
     indices = [int(rows["index"].iloc[place]) for place in places]
-    labels = called([int(rows["label"].iloc[place]) for place in places], test.san.classes)
+    labels = called([int(rows["label"].iloc[place]) for place in places], test.first.classes)
     told = [said(own, indices, named, findings, store, pixels) for own in chosen]
-    what = condition(test.san.kind, test.san.setting)
+    what = test.condition
     return {
         "title": f"Examples: {data}",
-        "about": f"Under {what}: up to {half} images that only {named[shown(test.san)]} has right, then up to {half} that only "
-        f"{named[shown(test.resnet)]} has right, first those that all conditions were measured on. "
-        "Below each: the network, what it said, and its "
-        "confidence in percent. A difference is magnified around grey.",
+        "about": f"Under {what}: up to {half} images that only {named[shown(test.first)]} has right, then up to {half} that "
+        f"only {named[shown(test.second)]} has right, first those that all conditions were measured on. Below each: the "
+        "network, what it said, and its confidence in percent. A difference is magnified around grey.",
         "images": [
             (str(index), label, [each[n] for each in told])
             for n, (index, label) in enumerate(zip(indices, labels, strict=True))

@@ -11,11 +11,11 @@ import pandas as pd
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from sanbench.evaluation.kinds import condition
+from sanbench.evaluation.comparing import Comparison
 from sanbench.evaluation.robust import Findings
 from sanbench.printable import one_line
 from sanbench.report.cells import names, number_of_images, shown
-from sanbench.report.comparisons import Comparison, comparisons, points
+from sanbench.report.comparisons import comparisons, page, points
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
@@ -29,15 +29,15 @@ def pages(group: Sequence[Record], findings: Findings, store: Store) -> dict[str
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     for test in comparisons(group, findings):
         if test.difference.only_first + test.difference.only_second:
-            titles = named[shown(test.san)], named[shown(test.resnet)]
-            found[test.page] = partial(content, test, titles, findings, store)
+            titles = named[shown(test.first)], named[shown(test.second)]
+            found[page(test)] = partial(content, test, titles, findings, store)
     return found
 
 
 def content(test: Comparison, titles: tuple[str, str], findings: Findings, store: Store) -> dict[str, Any]:
     """What `templates/images.html` takes: a side for each network, with the images that it alone has right."""
-    san, resnet = test.san, test.resnet
-    what = condition(san.kind, san.setting)
+    san, resnet = test.first, test.second
+    what = test.condition
     right = findings.right(san), findings.right(resnet)
     rows = findings.rows(san), findings.rows(resnet)
     total, kept = number_of_images(san.data), [(titles[0], store.pictures(san)), (titles[1], store.pictures(resnet))]

@@ -1,11 +1,15 @@
 """Commands in the tests' own process: what they print, how they end, and which files they leave."""
 
+from functools import cache
 from pathlib import Path
 
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from sanbench_cli.console import console, errors
 from sanbench_cli.main import app
+
+typer.testing._get_command = cache(typer.main.get_command)  # made anew for each run, the commands take longer than the run
 
 
 def sanbench(*arguments: object, columns: int = 80) -> Result:

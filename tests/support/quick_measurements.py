@@ -9,6 +9,7 @@ from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.loop import evaluating, score
 from sanbench.evaluation.parts import EvaluationOptions
+from sanbench.progress import silent
 
 FEW = 12  # steps of attacks that take 100 or 5,000
 
@@ -26,5 +27,5 @@ def run(name, model, batch, settings, **options):
         return attack, perturbed, score(model, perturbed, batch[2], batch[1])
 
 
-def measured(evaluated, images, store, perturbations, **options):
-    return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), EvaluationOptions(**options))
+def measured(evaluated, images, store, perturbations, progress=silent, **options):
+    return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), EvaluationOptions(**options), progress)

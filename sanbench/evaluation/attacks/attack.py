@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
 MANY = 10**9  # classes: more than any attack has targets
-KEEP = 20.0  # seconds between two points from which an interrupted attack goes on, where rounds are shorter
+KEEP = 20.0  # seconds between two points from which an interrupted attack goes on, at least
+WORK = 1e15  # passes x weights x pixels: half a minute of a SAN on two cores
 TELL = 0.5  # seconds between two tellings of how far it is
 
 
@@ -42,6 +43,18 @@ class Surrogate(NamedTuple):
     model: nn.Module
     label: str
     weights: str
+
+
+class Point(NamedTuple):
+    """Where an attack goes on: at a round, with the images from `place` on, after so many seconds.
+
+    answers  of the queries that were made in that round already, where it has no gradients; see `QueriedModel.answers`
+    """
+
+    round: int = 0
+    place: int = 0
+    seconds: float = 0.0
+    answers: Tensor | None = None
 
 
 class Attack(Perturbation):
@@ -98,19 +111,27 @@ class Attack(Perturbation):
         adversarial = images.clone()
         rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
         state = {"fell": fell, "left": left, "member": member, "adversarial": adversarial, **columns}
-        first, earlier = self.resume(state, indices)
+        start = self.resume(state, indices)
         kept = started = time.monotonic()
-        for number_of_round, turn in enumerate(rounds[first:], start=first):
-            if self.keeper is not None and time.monotonic() - kept > KEEP:
-                kept = time.monotonic()
-                told = {"round": number_of_round, "seconds": earlier + kept - started, "sizes": self.sizes, "indices": indices}
-                self.keeper.keep(state | told)
-            rows = (~left).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
+
+        def keep(point: Point, answers: list[Tensor]) -> None:
+            nonlocal kept
+            if self.keeper is None or (now := time.monotonic()) - kept <= KEEP:
+                return
+            kept = now
+            point = point._replace(seconds=start.seconds + now - started, answers=torch.cat(answers) if answers else None)
+            self.keeper.keep({**state, **point._asdict(), "sizes": self.sizes, "indices": indices})
+
+        most = [at_once(victim, images, turn) for turn in rounds]
+        for point, rows in pools(start, most, left):
+            turn = rounds[point.round]
             aim = self.aim(turn, None if target is None else target[rows])
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
-            queried.told = self.teller(rounds, number_of_round, fell[rows])
+            queried.remember = self.keeper is not None and not ATTACKS[turn.attack].by_gradient
+            if point.answers is not None:
+                queried.answers, queried.known = [point.answers], point.answers
+            queried.told = self.teller(rounds, point, fell, rows, keep)
+            keep(point, queried.answers)
             made = run_round(queried, turn, indices[rows.cpu()])
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
@@ -125,17 +146,17 @@ class Attack(Perturbation):
         columns |= {"member": member} if entry.members else {}
         perturbed = self.checked(images, adversarial, columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
-        return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
+        return perturbed._replace(places=batches * self.batch_size, earlier=start.seconds)
 
-    def resume(self, state: dict[str, Tensor], indices: Tensor) -> tuple[int, float]:
-        """Fill `state` with what was kept of these images: the round to go on with, and the seconds spent until then."""
+    def resume(self, state: dict[str, Tensor], indices: Tensor) -> Point:
+        """Fill `state` with what was kept of these images: where to go on."""
         found = None if self.keeper is None else self.keeper.load()
         if found is None or found["indices"].tolist() != indices.tolist():
-            return 0, 0.0
+            return Point()
         for name, values in state.items():
             values.copy_(found[name])
         self.sizes[:] = found["sizes"]
-        return found["round"], found["seconds"]
+        return Point(**{name: found[name] for name in Point._fields})
 
     def in_batches(self, size: int) -> Self:
         if size >= self.batch_size:
@@ -148,22 +169,33 @@ class Attack(Perturbation):
     def passes(self) -> int:
         return sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
 
-    def teller(self, rounds: Sequence[Round], number: int, fell: Tensor) -> Callable[[QueriedModel], None]:
-        """Tells `watch`, every TELL seconds, how far round `number` is and how many images stand; some `fell` before it."""
+    def teller(
+        self,
+        rounds: Sequence[Round],
+        point: Point,
+        fell: Tensor,
+        rows: Tensor,
+        keep: Callable[[Point, list[Tensor]], None],
+    ) -> Callable[[QueriedModel], None]:
+        """Has what is remembered of the round at `point` kept; every TELL seconds tells `watch` how far it is with `rows`."""
+        number, images = point.round, len(fell)
         before, whole = sum(turn.passes for turn in rounds[:number]), sum(turn.passes for turn in rounds)
         turn = rounds[number]
         of_name = [place for place, other in enumerate(rounds) if other.attack == turn.attack]
         about = turn.attack if len(of_name) == 1 else f"{turn.attack} {of_name.index(number) + 1} of {len(of_name)}"
+        stood, fallen = int((~fell).sum()), fell[rows]
         told = time.monotonic() - TELL
 
         def tell(queried: QueriedModel) -> None:
             nonlocal told
+            if queried.remember:
+                keep(point, queried.answers)
             if (now := time.monotonic()) - told < TELL:  # counting waits for the device
                 return
             told = now
-            share = (before + turn.passes * min(1.0, queried.queries / turn.config.steps)) / whole
-            standing = None if self.surrogate else int((~(queried.fallen | fell)).sum())
-            self.watch(Seen(share, about, standing))
+            here = min(1.0, queried.queries / turn.config.steps) * (int(rows[-1]) + 1 - point.place) / images
+            standing = None if self.surrogate else stood - int((queried.fallen & ~fallen).sum())
+            self.watch(Seen((before + turn.passes * (point.place / images + here)) / whole, about, standing))
 
         return tell
 
@@ -231,6 +263,23 @@ def probability_like(logits: Tensor) -> Tensor:
 
 
 SPENT = ("forward_passes", "backward_passes", "dead_gradients")
+
+
+def pools(start: Point, most: Sequence[int], left: Tensor) -> Iterator[tuple[Point, Tensor]]:
+    """Each round on the images that have not `left` when it comes to them, `most` of them at once: their rows."""
+    for number in range(start.round, len(most)):
+        place = start.place if number == start.round else 0
+        while len(rows := (~left[place:]).nonzero()[: most[number], 0] + place):
+            yield start if (number, place) == start[:2] else Point(number, place), rows
+            place = int(rows[-1]) + 1
+
+
+def at_once(model: nn.Module, images: Tensor, turn: Round) -> int:
+    """How many images make WORK in a round; all of them on a GPU, and where what was answered is remembered."""
+    if images.device.type != "cpu" or not ATTACKS[turn.attack].by_gradient:
+        return len(images)
+    weights, pixels = sum(parameter.numel() for parameter in model.parameters()), images.shape[2] * images.shape[3]
+    return max(1, int(WORK / max(1, turn.passes * weights * pixels)))
 
 
 def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:

@@ -61,6 +61,9 @@ class QueriedModel(nn.Module):
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
     left         has done what the aim asks: N
+    answers      where it is to `remember`: of each image of each query without gradients the label's logit (NaN where a logit
+                 is not finite), the largest other and its class, n x 3. What is `known` of them from before an interruption
+                 is told again, and the network not asked: a search that looks at margins alone goes on where it was
     forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
     """
 
@@ -77,6 +80,7 @@ class QueriedModel(nn.Module):
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
+        self.remember, self.answers, self.known = False, list[Tensor](), torch.empty(0, 3)
         self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
 
     def rows(self, count: int) -> Sequence[int]:
@@ -99,8 +103,11 @@ class QueriedModel(nn.Module):
         self.queries += 1
         inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
         batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
+        known = len(self.known)
         answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
         logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
+        if self.remember and not known:
+            self.answers.append(self.margins(logits, alive))
         logits = self.judge(alive, inner, logits)
         if whole and len(alive) < len(x):
             logits = self.last.clone()
@@ -118,7 +125,7 @@ class QueriedModel(nn.Module):
         self.spent["forward_passes"][rows] += 1
         with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own
             x = x.detach().requires_grad_(back)
-            logits: Tensor = self.model(x)
+            logits: Tensor = self.recall(rows) if len(self.known) else self.model(x)
             if not back:
                 return logits, x
             (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
@@ -126,6 +133,20 @@ class QueriedModel(nn.Module):
         self.spent["backward_passes"][rows] += 1
         self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(predictions(logits), rows)
         return logits.detach(), gradient.nan_to_num(0, 0, 0)
+
+    def margins(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """What `answers` keeps of the logits of a query."""
+        labels = self.labels[rows, None]
+        other, place = logits.scatter(1, labels, -torch.inf).max(1)
+        own = torch.where(logits.isfinite().all(1), logits.gather(1, labels)[:, 0], torch.nan)
+        return torch.stack([own, other, place.to(own)], 1).cpu()
+
+    def recall(self, rows: Tensor) -> Tensor:
+        """Logits of the next images of what is `known`; classes that were neither the label nor the largest lie below."""
+        own, other, place = self.known[: len(rows), :, None].to(self.clean).unbind(1)
+        self.known = self.known[len(rows) :]
+        below = other.nextafter(other.new_tensor(-torch.inf)).repeat(1, self.clean.shape[1])
+        return below.scatter(1, place.long(), other).scatter(1, self.labels[rows, None], own)
 
     def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
         """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image

@@ -4,7 +4,7 @@ PAPER: white-box targeted PGD in the L-infinity ball. Budget, step size, steps a
 what is used here stands in every record.
 
 torchattacks 3.5.1 is used where it can be trusted in float32 on [0, 1]: FGSM, PGD, PGDL2, APGD, FAB, and Square with
-`resc_schedule=False`. Worked around: its draws depend on the batch (`draws`); its `AutoAttack` is not the standard ensemble
+`resc_schedule=False`. Worked around: its draws depend on the batch (`rng.py`); its `AutoAttack` is not the standard ensemble
 (10 steps, 999 targets on ImageNet), so `standard` is composed here; its `APGDT` gives all images of an L2 batch the first
 one's step size, so `apgd-targeted` is `APGD` with the targeted loss. Left out: CW, which changed nothing where logits are
 large and negative; MI-, DI- and TI-FGSM, which stall on zero gradients; FAB in L1, which crashes.
