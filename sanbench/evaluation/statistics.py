@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 Z = float(ndtri(0.5 + 0.5 * 0.95))  # of a 95% interval
 
@@ -47,6 +47,28 @@ def mean_proportion(parts: Sequence[Proportion]) -> Proportion:
     """
     hits, total = sum(part.hits for part in parts), sum(part.total for part in parts)
     return Proportion(hits, total, hits / total, *score_interval(hits / total, parts[0].total))
+
+
+class Median(NamedTuple):
+    """Of n numbers, with a 95% interval; infinite where more than half of them are beyond what was measured."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def median(values: NDArray[np.float64]) -> Median:
+    """The lower median, and the order statistics between which the population's lies with at least 95% (sign test).
+
+    Of fewer than 6 numbers no such interval is finite: it is (-inf, inf). NaN where there are none.
+    """
+    n, ordered = len(values), np.sort(values)
+    if n == 0:
+        return Median(float("nan"), float("nan"), float("nan"), 0)
+    below = int(binom.ppf(0.025, n, 0.5))  # P(fewer than `below` of n) <= 2.5%
+    low, high = (ordered[below - 1], ordered[n - below]) if below else (-np.inf, np.inf)
+    return Median(float(ordered[(n - 1) // 2]), float(low), float(high), n)
 
 
 class Difference(NamedTuple):

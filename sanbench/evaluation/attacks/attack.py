@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
 from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
-from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config, parse_attacks
+from sanbench.evaluation.attacks.table import ATTACKS, FOOLBOX_2, AttackConfig, Round, Search, member_config, parse_attacks
 from sanbench.evaluation.kinds import AttackOptions, Request
 from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import image_seed, per_image_random
@@ -76,6 +76,11 @@ class Attack(Perturbation):
         return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
+    def reach(self) -> float:
+        """The largest budget that any image may have."""
+        return float(self.config.eps)
+
+    @property
     def setting(self) -> dict[str, Any]:
         entry, config = ATTACKS[self.name], self.config
         setting: dict[str, Any] = {"attack": self.name, "norm": config.norm, "eps": budget_text(config.eps)}
@@ -96,11 +101,9 @@ class Attack(Perturbation):
         logits = clean if self.surrogate is None else self.clean(victim, images, columns)
         entry = ATTACKS[self.name]
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
-        left = predictions(logits) != labels
-        fell, member = left.clone(), torch.full_like(labels, -1)
-        adversarial = images.clone()
         rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
-        state = {"fell": fell, "left": left, "member": member, "adversarial": adversarial, **columns}
+        state = self.begun(images, predictions(logits) != labels) | columns
+        fell, left = state["fell"], state["left"]
         first, earlier = self.resume(state, indices)
         kept = started = time.monotonic()
         for number_of_round, turn in enumerate(rounds[first:], start=first):
@@ -111,24 +114,34 @@ class Attack(Perturbation):
             rows = (~left).nonzero()[:, 0]
             if len(rows) == 0:
                 break
-            aim = self.aim(turn, None if target is None else target[rows])
+            aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
             queried.told = self.teller(rounds, number_of_round, fell[rows])
             made = run_round(queried, turn, indices[rows.cpu()])
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
             self.sizes += queried.sizes
-            better = queried.left | ~fell[rows]
-            adversarial[rows[better]] = made[better]
-            member[rows[queried.fallen & ~fell[rows]]] = number(entry.members, turn.attack)
-            fell[rows] |= queried.fallen
-            left[rows] |= queried.left
+            self.take(state, rows, turn, queried, made)
         columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
-        columns |= {"member": member} if entry.members else {}
-        perturbed = self.checked(images, adversarial, columns)
+        columns |= {"member": state["member"]} if entry.members else {}
+        perturbed = self.checked(images, state["adversarial"], columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
         return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
+
+    def begun(self, images: Tensor, wrong: Tensor) -> dict[str, Tensor]:
+        """What is known of each image before the first round: N each, and the adversarial ones."""
+        member = torch.full_like(wrong, -1, dtype=torch.int64)
+        return {"fell": wrong.clone(), "left": wrong, "member": member, "adversarial": images.clone()}
+
+    def take(self, state: dict[str, Tensor], rows: Tensor, turn: Round, queried: QueriedModel, made: Tensor) -> None:
+        """Put into `state` what a round did to the images `rows`: a worst case over rounds."""
+        new = queried.fallen & ~state["fell"][rows]
+        better = queried.left | ~state["fell"][rows]
+        state["adversarial"][rows[better]] = made[better]
+        state["member"][rows[new]] = number(ATTACKS[self.name].members, turn.attack)
+        state["fell"][rows] |= queried.fallen
+        state["left"][rows] |= queried.left
 
     def resume(self, state: dict[str, Tensor], indices: Tensor) -> tuple[int, float]:
         """Fill `state` with what was kept of these images: the round to go on with, and the seconds spent until then."""
@@ -181,7 +194,8 @@ class Attack(Perturbation):
                 for restart in range(config.restarts):
                     yield Round(name, config, restart, target)
 
-    def aim(self, turn: Round, target: Tensor | None) -> Aim:
+    def aim(self, turn: Round, target: Tensor | None, state: dict[str, Tensor], rows: Tensor) -> Aim:
+        """Of the images `rows`, of which `state` tells what became of them."""
         config = self.config
         return Aim(config.norm, float(config.eps), ATTACKS[turn.attack].bounded, target, leaves=self.surrogate is None)
 
@@ -220,7 +234,7 @@ class Attack(Perturbation):
 
     def checked(self, images: Tensor, adversarial: Tensor, columns: dict[str, Tensor]) -> Perturbed:
         """Budget, box and NaN in float64, then the same examples as 8-bit images, scored."""
-        norm, eps = self.config.norm, float(self.config.eps)
+        norm, eps = self.config.norm, self.reach
         found = check_budget(images, adversarial, eps, self.name, norm)
         rounded = in_eight_bits(images, adversarial, eps, norm)
         columns["forward_passes"] += 2  # as it is and in 8 bits
@@ -242,7 +256,7 @@ def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
     with torch.enable_grad(), per_image_random(turn.config.seed, indices, stream(turn), turn.restart, queried.rows):
         try:
             final = ATTACKS[turn.attack].run(queried, turn).detach()
-            if not queried.aim.leaves:
+            if not (queried.aim.leaves or queried.aim.nearest):
                 return final
             kept = final if queried.aim.bounded else queried.images
         except AllFallen:
@@ -263,20 +277,34 @@ def bind(
     model: nn.Module, attacks: Sequence[tuple[str, AttackConfig]], batch_size: int = 64, surrogate: Surrogate | None = None
 ) -> list[Perturbation]:
     """The attacks as perturbations of images for `model`."""
-    return [Attack(name, model, config, batch_size, surrogate) for name, config in attacks]
+    from sanbench.evaluation.attacks.smallest import Smallest  # it is made of this module
+
+    return [
+        (Attack if config.search is None else Smallest)(name, model, config, batch_size, surrogate) for name, config in attacks
+    ]
 
 
 def parse(options: AttackOptions, request: Request) -> "Bind":
+    search, eps, steps, step_size = None, options.eps, options.steps, options.step_size
+    if options.smallest:
+        search = Search() if options.bisections is None else Search(options.bisections)
+    if options.search:
+        if options.smallest or options.eps != AttackOptions.eps:
+            raise InputError("search is not accepted with smallest or eps: it looks for the smallest, and begins at 0.3.")
+        search, eps, steps, step_size = FOOLBOX_2, "0.3", steps or 40, step_size or "0.01"
+    if search is not None and options.surrogate is not None:
+        raise InputError(f"surrogate {options.surrogate} is not accepted where the smallest eps is looked for.")
     wanted = parse_attacks(
         options.attack,
-        options.eps,
-        options.steps,
-        options.step_size,
+        eps,
+        steps,
+        step_size,
         request.seed,
         options.norm,
         options.restarts,
         options.target,
         options.targets,
+        search,
     )
     source = None
     if options.surrogate is not None:

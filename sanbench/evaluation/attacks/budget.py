@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.evaluation.kinds import TOLERANCE
 
-TOLERANCE = {"linf": 1e-6, "l2": 1e-5}  # in pixels of [0, 1]: float32 steps overshoot by 1e-8, a norm of 10^5 pixels by 1e-6
 BOX_TOLERANCE = 1e-6
 WRITTEN = re.compile(r"\d{1,20}(/(?P<below>\d{1,20}))?|(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e-?\d{1,2})?", re.ASCII | re.IGNORECASE)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sanbench.errors import SanbenchError
-from sanbench.evaluation.attacks.budget import TOLERANCE, distance, inside_box
+from sanbench.evaluation.attacks.budget import distance, inside_box
+from sanbench.evaluation.kinds import TOLERANCE
 from sanbench.evaluation.loop import predictions
 
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
@@ -25,10 +26,11 @@ class Aim(NamedTuple):
     """
 
     norm: str
-    eps: float
+    eps: float | Tensor  # N where each image has its own
     bounded: bool = True
     target: Tensor | None = None
     leaves: bool = True  # False: keep to the last step (examples that shall fool other networks)
+    nearest: bool = False  # without leaving, the nearest query that does it is kept, not the first
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits n x classes and their rows in the pool -> what each image ascends: n
@@ -57,6 +59,7 @@ class QueriedModel(nn.Module):
     The network goes back batch by batch as it is queried, so that the memory of one batch is enough for a pool of any size.
     For that the attack tells its `loss`; the gradient of each image is that of its own loss, whatever torchattacks averages.
 
+    budgets      eps of each image, in float64: N
     loss         what the attack ascends
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
@@ -68,7 +71,9 @@ class QueriedModel(nn.Module):
         super().__init__()
         self.training = False  # torchattacks restores the mode it finds: a queried in training mode would train the network
         self.model, self.images, self.labels, self.aim, self.batch_size = model, images, labels, aim, batch_size
+        self.budgets = torch.as_tensor(aim.eps, dtype=torch.float64, device=labels.device).expand(len(labels))
         self.clean, self.last = logits, logits.clone()
+        self.nearest = torch.full_like(self.budgets, torch.inf)
         self.adversarial = images.clone()
         self.fallen = torch.zeros_like(labels, dtype=torch.bool)
         self.left = self.fallen.clone()
@@ -144,14 +149,18 @@ class QueriedModel(nn.Module):
         self.last[alive] = logits
         wrong = prediction != self.labels[alive]
         if not self.aim.bounded:
-            near = distance(self.images[alive], x, self.aim.norm) <= self.aim.eps + TOLERANCE[self.aim.norm] / 2
-            wrong &= near & inside_box(x)
+            away = distance(self.images[alive], x, self.aim.norm)
+            wrong &= (away <= self.budgets[alive] + TOLERANCE[self.aim.norm] / 2) & inside_box(x)
         done = wrong & self.done(prediction, alive)
         kept = done | (wrong & ~self.fallen[alive])
+        if self.aim.nearest:
+            kept = done & (away < self.nearest[alive])
+            self.nearest[alive[kept]] = away[kept]
         self.adversarial[alive[kept]] = x[kept]
         self.fallen[alive[wrong]] = True
-        if self.aim.leaves:
+        if self.aim.leaves or self.aim.nearest:
             self.left[alive[done]] = True
+        if self.aim.leaves:
             self.alive = alive[~done]
         return logits
 
