@@ -16,7 +16,7 @@ from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen,
 from sanbench.evaluation.attacks.table import ATTACKS, FOOLBOX_2, AttackConfig, Round, Search, member_config, parse_attacks
 from sanbench.evaluation.kinds import AttackOptions, Request
 from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
-from sanbench.evaluation.rng import image_seed, per_image_random
+from sanbench.evaluation.rng import Averaged, ImageNoise, image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Attack(Perturbation):
         setting |= parameters(self.name, config)
         for member in entry.members:
             setting[member] = parameters(member, member_config(member, config))
+        setting |= {"eot": config.eot} if config.eot > 1 else {}
         setting |= {"attacked": "images right before, until they fall", "seed": config.seed}
         if self.surrogate is not None:
             setting |= {"surrogate": self.surrogate.label, "surrogate_weights": self.surrogate.weights}
@@ -96,9 +97,9 @@ class Attack(Perturbation):
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         columns = {name: torch.zeros_like(labels) for name in SPENT}
         self.sizes.clear()
-        clean = self.clean(self.model, images, columns)
+        clean = self.clean(self.model, images, indices, columns)
         victim = self.model if self.surrogate is None else self.surrogate.model
-        logits = clean if self.surrogate is None else self.clean(victim, images, columns)
+        logits = clean if self.surrogate is None else self.clean(victim, images, indices, columns)
         entry = ATTACKS[self.name]
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
         rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
@@ -117,6 +118,8 @@ class Attack(Perturbation):
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
             queried.told = self.teller(rounds, number_of_round, fell[rows])
+            if self.config.eot > 1:
+                queried.eot, queried.noise = self.config.eot, self.noise(turn, indices[rows.cpu()])
             made = run_round(queried, turn, indices[rows.cpu()])
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
@@ -125,7 +128,7 @@ class Attack(Perturbation):
         columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": state["member"]} if entry.members else {}
-        perturbed = self.checked(images, state["adversarial"], columns)
+        perturbed = self.checked(images, state["adversarial"], indices, columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
         return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
 
@@ -211,35 +214,57 @@ class Attack(Perturbation):
         draws = [np.random.default_rng(image_seed(self.config.seed, int(i), "target")).integers(1, classes) for i in indices]
         return (labels + torch.tensor(draws, device=labels.device)) % classes
 
-    def clean(self, model: nn.Module, images: Tensor, columns: dict[str, Tensor]) -> Tensor:
-        columns["forward_passes"] += 1
-        return self.look(model, images)
+    def clean(self, model: nn.Module, images: Tensor, indices: Tensor, columns: dict[str, Tensor]) -> Tensor:
+        """Logits, N x classes. Controls are apart from the others, so that their second look is in the same batches."""
+        columns["forward_passes"] += self.config.eot
+        parts = [rows for rows in (controlled(indices), controlled(indices, False)) if len(rows)]
+        looked = torch.cat([self.look(model, images[rows], indices[rows], "clean") for rows in parts])
+        return torch.empty_like(looked).index_copy_(0, torch.cat(parts).to(looked.device), looked)
 
     @torch.no_grad()
-    def look(self, model: nn.Module, images: Tensor) -> Tensor:
-        self.sizes += [(len(chunk), False) for chunk in images.split(self.batch_size)]
-        return torch.cat([model(chunk) for chunk in images.split(self.batch_size)])
+    def look(self, model: nn.Module, images: Tensor, indices: Tensor, stream: str) -> Tensor:
+        self.sizes += [(len(chunk), False) for chunk in images.split(self.batch_size)] * self.config.eot
+        shown = self.averaged(model, indices, stream)
+        return torch.cat([shown(chunk) for chunk in images.split(self.batch_size)])
+
+    def averaged(self, model: nn.Module, indices: Tensor, stream: str) -> Callable[[Tensor], Tensor]:
+        """The network, or the mean of `eot` passes of it, which is shown the images in order."""
+        eot = self.config.eot
+        return model if eot == 1 else Averaged(model, self.config.seed, indices.tolist(), stream, eot)
+
+    def network(self, model: nn.Module, indices: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.averaged(model, indices, "scored")
+
+    def noise(self, turn: Round, indices: Tensor) -> Callable[[Tensor, Tensor], ImageNoise]:
+        """Of images of a pool and the numbers of their passes in this round."""
+        numbers, name = indices.tolist(), f"{stream(turn)} {turn.restart} noise"
+        return lambda rows, passes: ImageNoise(turn.config.seed, [numbers[row] for row in rows.tolist()], name, passes.tolist())
 
     def controls(
         self, model: nn.Module, images: Tensor, logits: Tensor, indices: Tensor, columns: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """What gives a mask away: logits that differ between identical runs (every fourth image), or probabilities."""
-        rows = (indices % CONTROL == 0).nonzero()[:, 0].to(images.device)
+        rows = controlled(indices)
         varies = torch.zeros_like(logits[:, 0], dtype=torch.bool)
         if len(rows):
-            again, first = self.look(model, images[rows]), logits[rows]
-            columns["forward_passes"][rows] += 1
+            again, first = self.look(model, images[rows], indices[rows], "again"), logits[rows]
+            columns["forward_passes"][rows] += self.config.eot
             varies[rows] = ((again - first).abs() > VARIATION * first.abs().clamp(min=1)).any(1)
         return {"varies": varies, "probabilities": probability_like(logits)}
 
-    def checked(self, images: Tensor, adversarial: Tensor, columns: dict[str, Tensor]) -> Perturbed:
+    def checked(self, images: Tensor, adversarial: Tensor, indices: Tensor, columns: dict[str, Tensor]) -> Perturbed:
         """Budget, box and NaN in float64, then the same examples as 8-bit images, scored."""
         norm, eps = self.config.norm, self.reach
         found = check_budget(images, adversarial, eps, self.name, norm)
         rounded = in_eight_bits(images, adversarial, eps, norm)
-        columns["forward_passes"] += 2  # as it is and in 8 bits
-        eight = predictions(self.look(self.model, rounded))
+        columns["forward_passes"] += 2 * self.config.eot  # as it is and in 8 bits
+        eight = predictions(self.look(self.model, rounded, indices, "in 8 bits"))
         return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
+
+
+def controlled(indices: Tensor, control: bool = True) -> Tensor:
+    """Rows of the images that are controls, or of the others."""
+    return ((indices % CONTROL == 0) == control).nonzero()[:, 0]
 
 
 def probability_like(logits: Tensor) -> Tensor:
@@ -305,7 +330,10 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
         options.target,
         options.targets,
         search,
+        options.eot,
     )
+    if options.bisections is not None and not any(ATTACKS[name].bounded for name, _ in wanted):
+        raise InputError(f"bisections {options.bisections} is not accepted: {options.attack} finds the nearest without them.")
     source = None
     if options.surrogate is not None:
         source = request.load(options.surrogate, options.surrogate_weights)

@@ -1,6 +1,7 @@
 """The network as an attack sees it: counts its passes, keeps what falls, and spends nothing on images that have fallen."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +83,8 @@ class QueriedModel(nn.Module):
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
+        self.eot = 1  # passes whose gradients and logits are averaged
+        self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
         self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
 
     def rows(self, count: int) -> Sequence[int]:
@@ -117,11 +120,23 @@ class QueriedModel(nn.Module):
         return answer
 
     def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-        """Logits of one batch, and with `back` the gradient of each image (else the images)."""
+        """Logits of one batch, and with `back` the gradient of each image (else the images): means over `eot` passes."""
+        asked = [self.ask_once(x, rows, back) for _ in range(self.eot)]
+        if len(asked) == 1:
+            return asked[0]
+        logits, gradients = (torch.stack(each).mean(0) for each in zip(*asked, strict=True))
+        return logits, gradients
+
+    def ask_once(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
         self.told(self)
         self.sizes.append((len(x), back))
+        passes = self.spent["forward_passes"][rows]
         self.spent["forward_passes"][rows] += 1
-        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own
+        with (
+            self.noise(rows, passes),
+            torch._C.DisableTorchFunction(),
+            torch.set_grad_enabled(back),
+        ):  # a network's own random numbers are its own
             x = x.detach().requires_grad_(back)
             logits: Tensor = self.model(x)
             if not back:

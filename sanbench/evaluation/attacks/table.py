@@ -12,7 +12,7 @@ stall on zero gradients; FAB in L1, which crashes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +54,7 @@ class AttackConfig:
 
     target    of pgd-targeted: a random other class, the least likely, or the next in order
     targets   how many classes, by descending logit, apgd-targeted and fab try
+    eot       passes of a random network whose gradients and logits are averaged (Athalye et al. 2018)
     search    looks for the smallest budget of each image, of which `eps` is the first that is tried
     """
 
@@ -65,10 +66,11 @@ class AttackConfig:
     restarts: int = 1
     target: str = "random"
     targets: int = 9
+    eot: int = 1
     search: Search | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "targets"):
+        for name in ("steps", "restarts", "targets", "eot"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is not accepted: it must be at least 1.")
         if self.target not in TARGETS:
@@ -86,7 +88,7 @@ class Round(NamedTuple):
     @property
     def passes(self) -> int:
         """Of an image that withstands it: a forward one a step, and by gradient a backward one, which counts as two."""
-        return self.config.steps * (3 if ATTACKS[self.attack].by_gradient else 1)
+        return self.config.steps * self.config.eot * (3 if ATTACKS[self.attack].by_gradient else 1)
 
 
 Run = Callable[[QueriedModel, Round], Tensor]
@@ -255,7 +257,7 @@ ATTACKS: dict[str, Entry] = {
 
 def member_config(name: str, config: AttackConfig) -> AttackConfig:
     """The official setting: the steps of the table, one restart, nine targets."""
-    return AttackConfig(config.eps, config.step_size, ATTACKS[name].steps, config.seed, config.norm)
+    return replace(config, steps=ATTACKS[name].steps, restarts=1, targets=9)
 
 
 def parse_attacks(
@@ -269,6 +271,7 @@ def parse_attacks(
     target: str | None = None,
     targets: int | None = None,
     search: Search | None = None,
+    eot: int = 1,
 ) -> list[tuple[str, AttackConfig]]:
     """Every attack of `pgd,square` with every budget of `2/255,8/255`; the step size defaults to a quarter of eps.
 
@@ -309,6 +312,7 @@ def parse_attacks(
                 1 if restarts is None or "restarts" not in entry.shown else restarts,
                 target or "random",
                 9 if targets is None else targets,
+                eot,
                 search,
             )
             chosen.append((name, config))
