@@ -63,6 +63,9 @@ class AttackOptions:
     target: str | None = option(None, "Of pgd-targeted: random (default), least-likely or next.")
     targets: int | None = option(None, "Classes that apgd-targeted and fab try. Default: 9.", min=1, max=10**6)
     eot: int = option(1, "Passes of a random network whose gradients are averaged.", min=1, max=10**4)
+    max_passes: int | None = option(
+        None, "Forward and backward ones of an image under attack; restarts until they are spent.", min=1, max=10**7
+    )
     smallest: bool = option(
         False, "The smallest eps of each image, up to --eps; with pgd, pgd-targeted, pgd-l2, fab.", "--smallest"
     )

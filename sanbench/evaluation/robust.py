@@ -73,6 +73,12 @@ class Findings:
         nested = kind_of(record.kind).nested(record.setting)
         return wilson(before - self.correct(record) if nested else record.counts["success"], before)
 
+    def within_passes(self, record: Record, passes: int) -> Proportion:
+        """Of all images those that stood when the attack had spent so many passes on them; of a record with `max_passes`."""
+        rows = self.rows(record)
+        stands = rows["prediction"].eq(rows["label"]) | rows["attack_passes"].gt(passes)
+        return wilson(int(stands.sum()), len(rows))
+
     def distances(self, record: Record) -> NDArray[np.float64]:
         """Of a record of smallest perturbations: how far each image's nearest example is, by ascending index.
 

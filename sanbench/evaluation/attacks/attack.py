@@ -88,6 +88,7 @@ class Attack(Perturbation):
         for member in entry.members:
             setting[member] = parameters(member, member_config(member, config))
         setting |= {"eot": config.eot} if config.eot > 1 else {}
+        setting |= {"max_passes": config.max_passes} if config.max_passes else {}
         setting |= {"attacked": "images right before, until they fall", "seed": config.seed}
         if self.surrogate is not None:
             setting |= {"surrogate": self.surrogate.label, "surrogate_weights": self.surrogate.weights}
@@ -118,6 +119,8 @@ class Attack(Perturbation):
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
             queried.told = self.teller(rounds, number_of_round, fell[rows])
+            if self.config.max_passes:
+                queried.remaining = state["remaining"][rows]
             if self.config.eot > 1:
                 queried.eot, queried.noise = self.config.eot, self.noise(turn, indices[rows.cpu()])
             made = run_round(queried, turn, indices[rows.cpu()])
@@ -125,9 +128,14 @@ class Attack(Perturbation):
                 columns[name][rows] += queried.spent[name]
             self.sizes += queried.sizes
             self.take(state, rows, turn, queried, made)
+            if queried.remaining is not None:
+                state["remaining"][rows] = queried.remaining
+                left |= state["remaining"] < self.config.eot
         columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": state["member"]} if entry.members else {}
+        if self.config.max_passes:
+            columns["attack_passes"] = self.config.max_passes - state["remaining"]
         perturbed = self.checked(images, state["adversarial"], indices, columns)
         batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
         return perturbed._replace(places=batches * self.batch_size, earlier=earlier)
@@ -135,7 +143,9 @@ class Attack(Perturbation):
     def begun(self, images: Tensor, wrong: Tensor) -> dict[str, Tensor]:
         """What is known of each image before the first round: N each, and the adversarial ones."""
         member = torch.full_like(wrong, -1, dtype=torch.int64)
-        return {"fell": wrong.clone(), "left": wrong, "member": member, "adversarial": images.clone()}
+        remaining = torch.full_like(member, self.config.max_passes or 0)
+        found = {"fell": wrong.clone(), "left": wrong, "member": member, "adversarial": images.clone()}
+        return found | {"remaining": remaining}
 
     def take(self, state: dict[str, Tensor], rows: Tensor, turn: Round, queried: QueriedModel, made: Tensor) -> None:
         """Put into `state` what a round did to the images `rows`: a worst case over rounds."""
@@ -165,11 +175,12 @@ class Attack(Perturbation):
 
     @property
     def passes(self) -> int:
-        return sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
+        every = sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
+        return min(every, self.config.max_passes or every)
 
     def teller(self, rounds: Sequence[Round], number: int, fell: Tensor) -> Callable[[QueriedModel], None]:
         """Tells `watch`, every TELL seconds, how far round `number` is and how many images stand; some `fell` before it."""
-        before, whole = sum(turn.passes for turn in rounds[:number]), sum(turn.passes for turn in rounds)
+        before, whole = sum(turn.passes for turn in rounds[:number]), self.passes
         turn = rounds[number]
         of_name = [place for place, other in enumerate(rounds) if other.attack == turn.attack]
         about = turn.attack if len(of_name) == 1 else f"{turn.attack} {of_name.index(number) + 1} of {len(of_name)}"
@@ -180,7 +191,7 @@ class Attack(Perturbation):
             if (now := time.monotonic()) - told < TELL:  # counting waits for the device
                 return
             told = now
-            share = (before + turn.passes * min(1.0, queried.queries / turn.config.steps)) / whole
+            share = min(1.0, (before + turn.passes * min(1.0, queried.queries / turn.config.steps)) / whole)
             standing = None if self.surrogate else int((~(queried.fallen | fell)).sum())
             self.watch(Seen(share, about, standing))
 
@@ -193,9 +204,11 @@ class Attack(Perturbation):
             fewest = max(entry.fewest_classes, ATTACKS[self.name].fewest_classes)
             if classes < fewest:
                 raise InputError(f"attack {self.name!r} needs {fewest} classes; the network tells {classes} apart.")
-            for target in range(2, 2 + min(config.targets, classes - 1) if entry.targets else 3):
-                for restart in range(config.restarts):
-                    yield Round(name, config, restart, target)
+            targets = range(2, 2 + min(config.targets, classes - 1) if entry.targets else 3)
+            every = [Round(name, config, restart, target) for target in targets for restart in range(config.restarts)]
+            yield from (
+                sorted(every, key=lambda turn: turn.restart) if config.max_passes else every
+            )  # all targets have their turn
 
     def aim(self, turn: Round, target: Tensor | None, state: dict[str, Tensor], rows: Tensor) -> Aim:
         """Of the images `rows`, of which `state` tells what became of them."""
@@ -284,6 +297,8 @@ def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
             if not (queried.aim.leaves or queried.aim.nearest):
                 return final
             kept = final if queried.aim.bounded else queried.images
+            if queried.remaining is not None:  # what has no passes left may have been moved without a query
+                kept = torch.where(queried.remaining[:, None, None, None] < queried.eot, queried.images, kept)
         except AllFallen:
             pass
     return torch.where(queried.fallen[:, None, None, None], queried.adversarial, kept)
@@ -317,6 +332,8 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
         if options.smallest or options.eps != AttackOptions.eps:
             raise InputError("search is not accepted with smallest or eps: it looks for the smallest, and begins at 0.3.")
         search, eps, steps, step_size = FOOLBOX_2, "0.3", steps or 40, step_size or "0.01"
+    if options.max_passes is not None and (search is not None or options.surrogate is not None):
+        raise InputError(f"max-passes {options.max_passes} is not accepted with smallest, search or surrogate.")
     if search is not None and options.surrogate is not None:
         raise InputError(f"surrogate {options.surrogate} is not accepted where the smallest eps is looked for.")
     wanted = parse_attacks(
@@ -331,6 +348,7 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
         options.targets,
         search,
         options.eot,
+        options.max_passes,
     )
     if options.bisections is not None and not any(ATTACKS[name].bounded for name, _ in wanted):
         raise InputError(f"bisections {options.bisections} is not accepted: {options.attack} finds the nearest without them.")

@@ -1,6 +1,6 @@
 """The network as an attack sees it: counts its passes, keeps what falls, and spends nothing on images that have fallen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -83,6 +83,7 @@ class QueriedModel(nn.Module):
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
+        self.remaining: Tensor | None = None  # passes that each image may still have, forward and backward: N
         self.eot = 1  # passes whose gradients and logits are averaged
         self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
         self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
@@ -106,18 +107,37 @@ class QueriedModel(nn.Module):
             raise AllFallen
         self.queries += 1
         inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
-        batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
-        answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
-        logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
-        logits = self.judge(alive, inner, logits)
-        if whole and len(alive) < len(x):
-            logits = self.last.clone()
+        gradients = []
+        for rows, shown, back in self.affordable(alive, inner, x.requires_grad):
+            batches = zip(shown.split(self.batch_size), rows.split(self.batch_size), strict=True)
+            answers = [self.ask(chunk, those, back) for chunk, those in batches]
+            logits, found = (torch.cat(part) for part in zip(*answers, strict=True))
+            self.judge(rows, shown, logits)
+            gradients += [(rows, found)] if back else []
+        logits = self.last.clone() if whole else self.last[alive]
         if not x.requires_grad:
             return self.without_ties(logits, whole, alive)
-        if len(alive) < len(x):
-            gradient = torch.zeros_like(x).index_copy(0, alive, gradient)
-        answer: Tensor = Differentiated.apply(x, logits, gradient.contiguous())  # torchattacks views it
+        gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)  # torchattacks views it
+        for rows, found in gradients:
+            gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
+        answer: Tensor = Differentiated.apply(x, logits, gradient)
         return answer
+
+    def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Rows of the pool, what they are shown, and whether with a gradient: forward alone where no more passes are left.
+
+        Images without any are told to be wrong, so that attacks drop them, but have not fallen.
+        """
+        if self.remaining is None:
+            yield alive, x, back
+            return
+        passes = self.remaining[alive] // self.eot
+        spent = alive[passes < 1]
+        self.last[spent] = torch.zeros_like(self.last[spent]).scatter(1, self.labels[spent][:, None], -1)
+        self.alive = alive[passes >= 1]
+        for places, deep in ((passes >= 1 + back, back), (passes == 1, False))[: 1 + back]:
+            if places.any():
+                yield alive[places], x[places], deep
 
     def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
         """Logits of one batch, and with `back` the gradient of each image (else the images): means over `eot` passes."""
@@ -132,6 +152,8 @@ class QueriedModel(nn.Module):
         self.sizes.append((len(x), back))
         passes = self.spent["forward_passes"][rows]
         self.spent["forward_passes"][rows] += 1
+        if self.remaining is not None:
+            self.remaining[rows] -= 1 + back
         with (
             self.noise(rows, passes),
             torch._C.DisableTorchFunction(),
@@ -153,7 +175,7 @@ class QueriedModel(nn.Module):
         return prediction != self.labels[rows] if self.aim.target is None else prediction == self.aim.target[rows]
 
     @torch.no_grad()
-    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep what has fallen; what has done what the aim asks leaves. A target hit replaces what was only wrong.
 
         Logits that are not finite are no prediction, so the image has fallen; the attack is given finite ones that are wrong.
@@ -176,8 +198,7 @@ class QueriedModel(nn.Module):
         if self.aim.leaves or self.aim.nearest:
             self.left[alive[done]] = True
         if self.aim.leaves:
-            self.alive = alive[~done]
-        return logits
+            self.alive = self.alive[~self.left[self.alive]]
 
     def without_ties(self, logits: Tensor, whole: bool, alive: Tensor) -> Tensor:
         """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""

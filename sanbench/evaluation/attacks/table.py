@@ -55,6 +55,7 @@ class AttackConfig:
     target    of pgd-targeted: a random other class, the least likely, or the next in order
     targets   how many classes, by descending logit, apgd-targeted and fab try
     eot       passes of a random network whose gradients and logits are averaged (Athalye et al. 2018)
+    max_passes  forward and backward ones that the attack may spend on an image, over all restarts
     search    looks for the smallest budget of each image, of which `eps` is the first that is tried
     """
 
@@ -67,6 +68,7 @@ class AttackConfig:
     target: str = "random"
     targets: int = 9
     eot: int = 1
+    max_passes: int | None = None
     search: Search | None = None
 
     def __post_init__(self) -> None:
@@ -272,8 +274,11 @@ def parse_attacks(
     targets: int | None = None,
     search: Search | None = None,
     eot: int = 1,
+    max_passes: int | None = None,
 ) -> list[tuple[str, AttackConfig]]:
     """Every attack of `pgd,square` with every budget of `2/255,8/255`; the step size defaults to a quarter of eps.
+
+    With `max_passes` an attack begins anew until they are spent, unless `restarts` says how often.
 
     Raises InputError for what is unknown, and for an option that none of the attacks uses.
     """
@@ -303,16 +308,19 @@ def parse_attacks(
         if search is not None and not budgets[0]:
             raise InputError("eps 0 is not accepted where the smallest eps is looked for: it has to be above 0.")
         for budget in budgets:
+            taken = entry.steps if steps is None or "steps" not in entry.shown else steps
+            again = 1 if max_passes is None else -(-max_passes // (taken * eot))  # at most: each step is a pass or more
             config = AttackConfig(
                 budget,
                 budget / 4 if size is None else size,
-                entry.steps if steps is None or "steps" not in entry.shown else steps,
+                taken,
                 seed,
                 entry.norms[0] if norm is None else entry.norms[entry.norms.index(norm)],
-                1 if restarts is None or "restarts" not in entry.shown else restarts,
+                1 if "restarts" not in entry.shown else again if restarts is None else restarts,
                 target or "random",
                 9 if targets is None else targets,
                 eot,
+                max_passes,
                 search,
             )
             chosen.append((name, config))
