@@ -55,6 +55,7 @@ class Attack(Perturbation):
     """
 
     has_examples = True
+    again = "restart"  # what rounds with the same target are called
 
     def __init__(
         self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
@@ -105,7 +106,7 @@ class Attack(Perturbation):
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
         rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
         state = self.begun(images, predictions(logits) != labels) | columns
-        fell, left = state["fell"], state["left"]
+        left = state["left"]
         first, earlier = self.resume(state, indices)
         kept = started = time.monotonic()
         for number_of_round, turn in enumerate(rounds[first:], start=first):
@@ -118,7 +119,7 @@ class Attack(Perturbation):
                 break
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
-            queried.told = self.teller(rounds, number_of_round, fell[rows])
+            queried.told = self.teller(rounds, number_of_round, state)
             if self.config.max_passes:
                 queried.remaining = state["remaining"][rows]
             if self.config.eot > 1:
@@ -178,12 +179,17 @@ class Attack(Perturbation):
         every = sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
         return min(every, self.config.max_passes or every)
 
-    def teller(self, rounds: Sequence[Round], number: int, fell: Tensor) -> Callable[[QueriedModel], None]:
-        """Tells `watch`, every TELL seconds, how far round `number` is and how many images stand; some `fell` before it."""
-        before, whole = sum(turn.passes for turn in rounds[:number]), self.passes
-        turn = rounds[number]
-        of_name = [place for place, other in enumerate(rounds) if other.attack == turn.attack]
-        about = turn.attack if len(of_name) == 1 else f"{turn.attack} {of_name.index(number) + 1} of {len(of_name)}"
+    def teller(self, rounds: Sequence[Round], number: int, state: dict[str, Tensor]) -> Callable[[QueriedModel], None]:
+        """Tells `watch`, every TELL seconds, how far round `number` is, its target and start, and how many images stand."""
+        before, whole = (sum(turn.passes for turn in some) for some in (rounds[:number], rounds))
+        whole, turn = min(whole, self.config.max_passes or whole), rounds[number]
+        own = [other for other in rounds if other.attack == turn.attack]
+        targets, starts = (len({getattr(other, name) for other in own}) for name in ("target", "restart"))
+        words = [f"target {turn.target - 1} of {targets}"] * (targets > 1)
+        words += [f"{self.again} {turn.restart + 1} of {starts}"] * (starts > 1)
+        about = ", ".join([turn.attack, *words])
+        fell = state["fell"][~state["left"]]
+        elsewhere = int((~state["fell"] & state["left"]).sum())  # what stands and is not tried any more
         told = time.monotonic() - TELL
 
         def tell(queried: QueriedModel) -> None:
@@ -192,7 +198,8 @@ class Attack(Perturbation):
                 return
             told = now
             share = min(1.0, (before + turn.passes * min(1.0, queried.queries / turn.config.steps)) / whole)
-            standing = None if self.surrogate else int((~(queried.fallen | fell)).sum())
+            gone = queried.left if self.config.search else queried.fallen
+            standing = None if self.surrogate else elsewhere + int((~(gone | fell)).sum())
             self.watch(Seen(share, about, standing))
 
         return tell

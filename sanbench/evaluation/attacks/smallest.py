@@ -19,6 +19,8 @@ class Smallest(Attack):
     it is. An image for which nothing is found stays as it is. A smaller perturbation may exist: this is an upper bound.
     """
 
+    again = "attempt"
+
     @property
     def kind(self) -> str:  # type: ignore[override]
         return "smallest"
