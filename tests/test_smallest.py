@@ -12,14 +12,22 @@ import torch.nn.functional as F
 from torch import nn
 
 import sanbench as library
+from sanbench.data import load_dataset
+from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation.attacks import attack as attacks
+from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.smallest import Smallest
 from sanbench.evaluation.attacks.table import ATTACKS, FOOLBOX_2, Search
+from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.kinds import AttackOptions
 from sanbench.evaluation.loop import evaluating, score
+from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.statistics import median
+from sanbench.models import Classifier
 from sanbench.report import write_report
+from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
+from sanbench.store.schema import ModelSpec
 from tests.support.commands import sanbench
 from tests.support.quick_measurements import config
 from tests.support.report_pages import page, table
@@ -224,12 +232,45 @@ def test_a_search_goes_on_at_the_round_that_was_interrupted(network, batch, tmp_
     pd.testing.assert_frame_equal(resumed.rows, whole.rows)
 
 
+class Drops(nn.Module):
+    """Random: some pixels are dropped."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(F.dropout(x, 0.1, training=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["smallest", "limited", "averaged"])
+def test_two_processes_give_the_rows_of_one(what, network, tmp_path, monkeypatch):
+    """Budgets of each image, passes that are limited, and averaged gradients of a random network; 64 images in parts of 32."""
+    monkeypatch.setattr(evaluation, "PART", 32)
+    changes = {"smallest": {"search": Search(3)}, "limited": {"max_passes": 30, "restarts": 3}, "averaged": {"eot": 2}}[what]
+    spec = ModelSpec(name="resnet26", num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = Classifier(spec, Drops(network) if what == "averaged" else network)
+    evaluated = EvaluatedModel(model, "w", "small", {}, {}, "s")
+    found = []
+    for processes in (1, 2):
+        store, chosen = Store(tmp_path / str(processes)), EvaluationOptions(limit=64, nproc=processes)
+        steps = bind(model, [("pgd", config("pgd", "8/255", **changes))])
+        (one,) = evaluate(evaluated, load_dataset("fashion10k", "test"), steps, store, torch.device("cpu"), chosen)
+        found.append(store.rows(one))
+    assert found[0]["index"].tolist() == found[1]["index"].tolist()
+    for name in ("prediction", "prediction_8bit", "forward_passes"):
+        assert (found[0][name] != found[1][name]).sum() <= 1, name
+
+
 def test_the_report_shows_medians_and_a_curve_that_falls(network, batch, tmp_path):
     chosen = [AttackOptions(attack="pgd,fab", eps="8/255", smallest=True, bisections=4, steps=4, targets=2), "accuracy"]
     found = library.evaluate(network, batch[:2], *chosen, store=tmp_path, name="small")
     one = next(r for r in found.records if r.setting.get("attack") == "pgd")
     assert one.kind == "smallest" and one.setting["tolerance"] == "1/510" and found.findings.flags(one) == []
     away = found.findings.distances(one)
+    assert found.table["median_eps"].isna().tolist() == [False, False, True]
+    assert found.table["median_eps"].iloc[0] == math.inf
     assert (away == 0).sum() == len(away) - one.counts["right_before"]
     write_report(Store(tmp_path), "md,html,tex,csv")
     text = page(tmp_path, "smallest")
