@@ -28,6 +28,7 @@ from sanbench.report import write_report
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
 from sanbench.store.schema import ModelSpec
+from sanbench_cli.console import console, print_records
 from tests.support.commands import sanbench
 from tests.support.quick_measurements import config
 from tests.support.report_pages import page, table
@@ -200,6 +201,7 @@ WRONG = [
     (["--smallest", "--eps", "0"], "eps 0 is not accepted"),
     (["--bisections", "4"], "it belongs to --smallest, which is missing"),
     (["--search", "--eps", "8/255"], "--search begins at 0.3"),
+    (["--search", "--attack", "pgd,fab"], "search is not accepted with attack pgd,fab: accepted are pgd and pgd-targeted"),
     (["--search", "--smallest"], "search is not accepted with smallest"),
     (["--smallest", "--attack", "pgd", "--surrogate", "other"], "surrogate other is not accepted where the smallest"),
 ]
@@ -272,6 +274,11 @@ def test_the_report_shows_medians_and_a_curve_that_falls(network, batch, tmp_pat
     assert found.table["median_eps"].isna().tolist() == [False, False, True]
     assert found.table["median_eps"].iloc[0] == math.inf
     assert (away == 0).sum() == len(away) - one.counts["right_before"]
+    checked = sanbench("results", "check", "--results", tmp_path)
+    assert checked.exit_code == 0, checked.output
+    with console.capture() as printed:
+        print_records(found.records, found.findings, tmp_path)
+    assert "smallest L∞" in " ".join(printed.get().split())
     write_report(Store(tmp_path), "md,html,tex,csv")
     text = page(tmp_path, "smallest")
     curve = table(text, "pgd, smallest L∞ ε up to 8/255: robust accuracy")

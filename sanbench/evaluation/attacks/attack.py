@@ -213,9 +213,9 @@ class Attack(Perturbation):
                 raise InputError(f"attack {self.name!r} needs {fewest} classes; the network tells {classes} apart.")
             targets = range(2, 2 + min(config.targets, classes - 1) if entry.targets else 3)
             every = [Round(name, config, restart, target) for target in targets for restart in range(config.restarts)]
-            yield from (
-                sorted(every, key=lambda turn: turn.restart) if config.max_passes else every
-            )  # all targets have their turn
+            if config.max_passes:  # all targets have their turn before the passes are spent
+                every.sort(key=lambda turn: turn.restart)
+            yield from every
 
     def aim(self, turn: Round, target: Tensor | None, state: dict[str, Tensor], rows: Tensor) -> Aim:
         """Of the images `rows`, of which `state` tells what became of them."""
@@ -338,6 +338,8 @@ def parse(options: AttackOptions, request: Request) -> "Bind":
     if options.search:
         if options.smallest or options.eps != AttackOptions.eps:
             raise InputError("search is not accepted with smallest or eps: it looks for the smallest, and begins at 0.3.")
+        if set(options.attack.replace(" ", "").split(",")) - {"pgd", "pgd-targeted"}:
+            raise InputError(f"search is not accepted with attack {options.attack}: accepted are pgd and pgd-targeted.")
         search, eps, steps, step_size = FOOLBOX_2, "0.3", steps or 40, step_size or "0.01"
     if options.max_passes is not None and (search is not None or options.surrogate is not None):
         raise InputError(f"max-passes {options.max_passes} is not accepted with smallest, search or surrogate.")

@@ -65,6 +65,7 @@ class QueriedModel(nn.Module):
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
     left         has done what the aim asks: N
+    nearest      where the nearest is kept, how far it is: N
     forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
     """
 
