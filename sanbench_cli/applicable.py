@@ -66,6 +66,8 @@ RULES: tuple[Rule, ...] = (
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
     Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
     Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
+    Rule(("attack",), "bisections", lambda v: v["smallest"], "it belongs to --smallest, which is missing"),
+    Rule(("attack",), "eps", lambda v: not v["search"], "--search begins at 0.3"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
     Rule(
         ("attack",),

@@ -10,7 +10,7 @@ from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
 from sanbench.evaluation.attacks import attack as attacks
 from sanbench.evaluation.attacks.attack import bind
-from sanbench.evaluation.attacks.table import ATTACKS, Round, parse_attacks
+from sanbench.evaluation.attacks.table import ATTACKS, Round, Search, parse_attacks
 from sanbench.evaluation.evaluate import FEWEST, MOST, PART, by_part, evaluate
 from sanbench.evaluation.loop import Identity
 from sanbench.evaluation.parts import Condition, EvaluationOptions
@@ -113,11 +113,37 @@ def test_an_attack_tells_member_share_and_images_that_stand(network, batch, monk
     (one,) = [each.watched(seen.append) for each in bind(network, [("pgd", settings)])]
     one(*batch)
     assert [each.about for each in seen] == sorted(each.about for each in seen)
-    assert {each.about for each in seen} == {"pgd 1 of 2", "pgd 2 of 2"}
+    assert {each.about for each in seen} == {"pgd, restart 1 of 2", "pgd, restart 2 of 2"}
     shares = [each.share for each in seen]
     assert shares == sorted(shares) and 0 < shares[0] < 0.2 and shares[-1] == 1
     standing = [each.standing for each in seen]
     assert standing == sorted(standing, reverse=True) and 0 < standing[0] <= len(batch[0])
+
+
+TOLD = {
+    "pgd": ("pgd", {}),
+    "apgd-targeted": ("apgd-targeted, target 2 of 3", {"targets": 3}),
+    "fab": ("fab, target 2 of 2, restart 2 of 2", {"targets": 2, "restarts": 2}),
+    "pgd-targeted": ("pgd-targeted, attempt 4 of 4", {"search": Search(3)}),
+    "square": ("square, restart 2 of 3", {"max_passes": 10, "restarts": 3, "steps": 6}),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_told_is_the_target_the_start_and_all_images_that_stand(name, network, batch, monkeypatch):
+    """Also those that are not tried any more, for want of passes or as nothing was found at the bracket."""
+    monkeypatch.setattr(attacks, "TELL", 0.0)
+    about, changes = TOLD[name]
+    seen = []
+    (one,) = [each.watched(seen.append) for each in bind(network, [(name, config(name, "3/255", **{"steps": 3} | changes))])]
+    images = one(*batch).images
+    assert about in {each.about for each in seen}
+    shares, standing = [each.share for each in seen], [each.standing for each in seen]
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
+    assert standing == sorted(standing, reverse=True)
+    stand = int((network(images).argmax(1) == batch[1]).sum())
+    assert stand <= standing[-1] <= stand + 1  # what falls at the last query is not told any more
+    assert standing[0] == int((network(batch[0]).argmax(1) == batch[1]).sum())
 
 
 def test_progress_goes_up_to_all_of_it_and_names_conditions(evaluated, images, tmp_path, monkeypatch):

@@ -62,14 +62,16 @@ class Results:
     def table(self) -> pd.DataFrame:
         """A line a condition: top-1 in [0, 1] with its 95% Wilson interval, hits, images, and of attacks the success.
 
-        Under attack top-1 is robust accuracy: right within this and every smaller budget that was measured.
+        Under attack top-1 is robust accuracy: right within this and every smaller budget that was measured. Of smallest
+        perturbations it is of images without an example, and their median, of all images, is in pixels.
         """
         lines = []
         for record in self.records:
             top1, success = self.findings.top1(record), self.findings.success(record)
             line = {"condition": condition(record.kind, record.setting), "top1": top1.value, "low": top1.low}
             line |= {"high": top1.high, "correct": top1.hits, "n": top1.total}
-            lines.append(line | ({} if success is None else {"success": success.value}))
+            line |= {} if success is None else {"success": success.value}
+            lines.append(line | ({"median_eps": self.findings.smallest(record)[0].value} if record.kind == "smallest" else {}))
         return pd.DataFrame(lines).set_index("condition")
 
     @property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Setting = Mapping[str, Any]  # of a record: all that decides the kind's perturbation
 NORMS = {"linf": "L∞", "l2": "L₂"}
+TOLERANCE = {"linf": 1e-6, "l2": 1e-5}  # in pixels of [0, 1]: float32 steps overshoot by 1e-8, a norm of 10^5 pixels by 1e-6
 
 
 def option(default: Any, text: str, *flags: str, **limits: Any) -> Any:
@@ -61,6 +62,17 @@ class AttackOptions:
     restarts: int | None = option(None, "Starts; an image has to withstand all. Default: 1.", min=1, max=10**4)
     target: str | None = option(None, "Of pgd-targeted: random (default), least-likely or next.")
     targets: int | None = option(None, "Classes that apgd-targeted and fab try. Default: 9.", min=1, max=10**6)
+    eot: int = option(1, "Passes of a random network whose gradients are averaged.", min=1, max=10**4)
+    max_passes: int | None = option(
+        None, "Forward and backward ones of an image under attack; restarts until they are spent.", min=1, max=10**7
+    )
+    smallest: bool = option(
+        False, "The smallest eps of each image, up to --eps; with pgd, pgd-targeted, pgd-l2, fab.", "--smallest"
+    )
+    bisections: int | None = option(None, "Of --smallest: each halves what is not known of eps. Default: 8.", min=1, max=40)
+    search: bool = option(
+        False, "The same with pgd, pgd-targeted as foolbox 2 did it: from 0.3, 40 steps of eps/30, 20 bisections.", "--search"
+    )
     surrogate: str | None = option(
         None,
         "Transfer: make the examples on this network; with fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr.",
@@ -133,6 +145,15 @@ def order_attack(setting: Setting) -> tuple[Any, ...]:
 
 def short_transfer(setting: Setting) -> str:
     return f"{setting['attack']} from {setting['surrogate']}, {NORMS[setting['norm']]} ε = {setting['eps']}"
+
+
+def short_smallest(setting: Setting) -> str:
+    how = "searched as by foolbox 2" if "search" in setting else f"smallest {NORMS[setting['norm']]} ε up to {setting['eps']}"
+    return f"{setting['attack']}, {how}"
+
+
+def declared_smallest(setting: Setting) -> str:
+    return listed({name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}, "; ")
 
 
 def short_corruption(setting: Setting) -> str:
@@ -223,6 +244,7 @@ KINDS: dict[str, Kind] = {
         text=("attack", "eps"),
         parse="sanbench.evaluation.attacks.options:parse",
     ),
+    "smallest": Kind("Smallest perturbations", "smallest", short_smallest, declared_smallest, order_attack),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
     "corruption": Kind(
         "Corrupted",

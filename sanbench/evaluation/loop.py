@@ -91,6 +91,10 @@ class Perturbation:
         """images N x 3 x H x W in [0, 1], their labels, and their indices in the split."""
         return Perturbed(images, {})
 
+    def network(self, model: nn.Module, indices: Tensor) -> Callable[[Tensor], Tensor]:
+        """What scores the images, which it is shown in order."""
+        return model
+
     def in_batches(self, size: int) -> Self:
         """The same, which shows the network at most `size` images at once."""
         return self
@@ -173,12 +177,12 @@ def measure_one(
         given = loaded.without_border(images, batch.border - perturbation.border)
         perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
         watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
-        rows = score(model, perturbed, batch.indices, labels, batch_size, watch)
+        rows = score(perturbation.network(model, batch.indices), perturbed, batch.indices, labels, batch_size, watch)
         return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
 
 
 def score(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     perturbed: Perturbed,
     indices: Tensor,
     labels: Tensor,

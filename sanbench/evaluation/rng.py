@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = "shared by all images"
 
@@ -65,3 +66,74 @@ def per_image_random(
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class ImageNoise(TorchDispatchMode):
+    """Inside, what a random network draws from the global generator belongs to (seed, image, pass), whatever the batch.
+
+    A draw whose first dimension is that of the batch has a row for each of `images`, which are drawn one by one. Any other,
+    such as noise on weights, is shared: it depends on seed and pass number `passes[0]` alone. In a batch of one image, a draw
+    with one row is taken for the image's. The global generator is left as it was.
+    """
+
+    def __init__(self, seed: int, images: Sequence[int], stream: str, passes: Sequence[int]) -> None:
+        super().__init__()
+        self.seed, self.images, self.stream, self.passes = seed, images, stream, passes
+        self.draws = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or options.get("generator") is not None:
+            return func(*args, **options)
+        self.draws += 1
+        generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+        before = [generator.get_state() for generator in generators]
+
+        def drawn(seed: int, *values: Any) -> Any:
+            for generator in generators:  # torch.manual_seed takes a hundred times as long
+                generator.manual_seed(seed)
+            return func(*values, **options)
+
+        try:
+            if not any(map(self.has_rows, args)):
+                return drawn(self.seed_of(0, f"{self.stream} {SHARED}", self.passes[0]), *args)
+            made = []
+            for row, (image, number) in enumerate(zip(self.images, self.passes, strict=True)):
+                made.append(drawn(self.seed_of(image, self.stream, number), *(self.row(value, row) for value in args)))
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+        if func._schema.is_mutable:
+            return args[0]  # its rows were views
+        return tuple(map(torch.cat, zip(*made, strict=True))) if isinstance(made[0], tuple) else torch.cat(made)
+
+    def seed_of(self, image: int, stream: str, number: int) -> int:
+        return image_seed(self.seed, image, f"{stream} draw {self.draws}", number)
+
+    def has_rows(self, value: Any) -> bool:
+        """Whether it is a tensor, or a size, of a row an image."""
+        shape = value.shape if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ()
+        return len(shape) > 0 and shape[0] == len(self.images)
+
+    def row(self, value: Any, number: int) -> Any:
+        if not self.has_rows(value):
+            return value
+        return value[number : number + 1] if isinstance(value, Tensor) else [1, *value[1:]]
+
+
+class Averaged:
+    """`averaged(x)`: mean logits of `passes` passes of the next len(x) of `images`, each with `ImageNoise` of its own."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor], seed: int, images: Sequence[int], stream: str, passes: int) -> None:
+        self.model, self.seed, self.images, self.stream, self.passes = model, seed, list(images), stream, passes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        here, self.images = self.images[: len(x)], self.images[len(x) :]
+        total: Any = 0
+        for number in range(self.passes):
+            with ImageNoise(self.seed, here, self.stream, [number] * len(here)):
+                total = total + self.model(x)
+        mean: Tensor = total / self.passes
+        return mean

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sanbench.evaluation.kinds import kind_of
+from sanbench.evaluation.kinds import TOLERANCE, kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
-from sanbench.evaluation.statistics import Difference, Proportion, mean_proportion, paired_difference, wilson
+from sanbench.evaluation.statistics import Difference, Median, Proportion, mean_proportion, median, paired_difference, wilson
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
@@ -75,6 +75,34 @@ class Findings:
         before = record.counts["right_before"]
         nested = kind_of(record.kind).nested(record.setting)
         return wilson(before - self.correct(record) if nested else record.counts["success"], before)
+
+    def within_passes(self, record: Record, passes: int) -> Proportion:
+        """Of all images those that stood when the attack had spent so many passes on them; of a record with `max_passes`."""
+        rows = self.rows(record)
+        stands = rows["prediction"].eq(rows["label"]) | rows["attack_passes"].gt(passes)
+        return wilson(int(stands.sum()), len(rows))
+
+    def distances(self, record: Record) -> NDArray[np.float64]:
+        """Of a record of smallest perturbations: how far each image's nearest example is, by ascending index.
+
+        0 for what was wrong before, and infinite where no example was found.
+        """
+        rows, norm = self.rows(record), record.setting["norm"]
+        reached = rows["prediction"].eq(rows["target"]) if "target" in rows else rows["prediction"].ne(rows["label"])
+        wrong = rows["clean_prediction"].ne(rows["label"])
+        return np.where(wrong, 0.0, rows[norm].where(reached, np.inf))
+
+    def withstanding(self, record: Record, eps: float) -> Proportion:
+        """Of all images those without an example within eps: a point of the curve that smallest perturbations are."""
+        if eps == 0:  # what nothing was done to, not what a distance of 0 was found for
+            return wilson(record.counts["right_before"], record.counts["images"])
+        away = self.distances(record)
+        return wilson(int((away > eps + TOLERANCE[record.setting["norm"]]).sum()), len(away))
+
+    def smallest(self, record: Record) -> tuple[Median, Median]:
+        """The median smallest perturbation of all images, and of those that were right before."""
+        away, rows = self.distances(record), self.rows(record)
+        return median(away), median(away[rows["clean_prediction"].eq(rows["label"]).to_numpy()])
 
     def difference(self, record: Record, baseline: Record) -> Difference:
         """Of two networks measured alike, on the same images."""

@@ -23,7 +23,7 @@ FLAGS: dict[str, str] = {
     "non-finite": "Some logits were NaN or infinite: such an image has no prediction and counts as wrong.",
     "near-chance": "Accuracy does not differ from guessing: are classes in another order, or images prepared otherwise?",
     "dead-gradients": "Gradients were all zero or not finite for over 1% of the attacked images: the attack may have stalled.",
-    "noisy-logits": "Logits differed between identical runs: gradients follow noise.",
+    "noisy-logits": "Logits differed between identical runs: gradients follow noise, of which `--eot N` averages N passes.",
     "probabilities": "The outputs are probabilities already, so that a second softmax flattens the loss.",
     "black-box-stronger": "A black-box attack was stronger than this white-box one by more than 1% of the images.",
     "flat-in-eps": "Accuracy did not fall from a smaller budget to this one, which is large.",

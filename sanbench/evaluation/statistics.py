@@ -1,4 +1,4 @@
-"""Statistics of proportions: intervals, and two networks on the same images. Without scipy, whose import takes a second."""
+"""Statistics of proportions: intervals, and two networks on the same images. Scipy's import takes a second: it is late."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
+from sanbench.late import Late
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from scipy import stats
+else:
+    np, stats = Late("numpy"), Late("scipy.stats")
 
 Z = 1.959963984540054  # of a 95% interval: the normal distribution is below it with probability 0.975
 
@@ -48,6 +53,28 @@ def mean_proportion(parts: Sequence[Proportion]) -> Proportion:
     """
     hits, total = sum(part.hits for part in parts), sum(part.total for part in parts)
     return Proportion(hits, total, hits / total, *score_interval(hits / total, parts[0].total))
+
+
+class Median(NamedTuple):
+    """Of n numbers, with a 95% interval; infinite where more than half of them are beyond what was measured."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def median(values: NDArray[np.float64]) -> Median:
+    """The lower median, and the order statistics between which the population's lies with at least 95% (sign test).
+
+    Of fewer than 6 numbers no such interval is finite: it is (-inf, inf). NaN where there are none.
+    """
+    n, ordered = len(values), np.sort(values)
+    if n == 0:
+        return Median(float("nan"), float("nan"), float("nan"), 0)
+    below = int(stats.binom.ppf(0.025, n, 0.5))  # P(fewer than `below` of n) <= 2.5%
+    low, high = (ordered[below - 1], ordered[n - below]) if below else (-np.inf, np.inf)
+    return Median(float(ordered[(n - 1) // 2]), float(low), float(high), n)
 
 
 class Difference(NamedTuple):

@@ -1,6 +1,6 @@
 """Accuracy under attack: one table for all attacks, and what each attack did."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,12 @@ COUNTS = (
 )
 
 
+PASSES = (
+    "Passes: forward and backward ones that the attack spent on an image until it fell; under pgd-targeted until it had its "
+    "target. An image that stands has withstood all of them."
+)
+
+
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
     """The picture of budgets, and tables: robust accuracy, what each attack did, members of ensembles, protocols."""
     attacks = [record for record in group if record.kind == "attack"]
@@ -56,6 +62,8 @@ def section(group: Sequence[Record], findings: Findings) -> list[Block]:
     if ensembles:
         members = [condition(record) | {"network": named[shown(record)]} | fell(record) for record in ensembles]
         blocks.append(Table(members, "Images that fell to each member, in their order"))
+    if limited := [record for record in attacks if "max_passes" in record.setting]:
+        blocks += [Text(PASSES), Table(over_passes(limited, condition, findings, named), "Robust accuracy over passes")]
     told = {called[protocol(record)]: settings(record.setting) for record in attacks}
     return [*blocks, Table([{"attack": name} | setting for name, setting in told.items()], "Protocols")]
 
@@ -118,6 +126,24 @@ def fell(record: Record) -> dict[str, str]:
         | fallen
         | {"stand": f"{counts['correct']:,}", "n": number_of_images(record.data)}
     )
+
+
+def over_passes(
+    records: Sequence[Record], condition: Callable[[Record], dict[str, str]], findings: Findings, named: dict[Shown, str]
+) -> list[dict[str, str]]:
+    """A row an attack and number of passes, each twice the one before, up to the limit."""
+    lines = []
+    for limit in sorted({record.setting["max_passes"] for record in records}):
+        own = [record for record in records if record.setting["max_passes"] == limit]
+        for passes in sorted({-(-limit // 2**n) for n in range(6)}):
+            at = {"passes": f"{passes:,}"}
+            lines += matrix(
+                own,
+                lambda record, at=at: condition(record) | at,  # type: ignore[misc]
+                lambda record, passes=passes: cell(findings.within_passes(record, passes)),  # type: ignore[misc]
+                named,
+            )
+    return sorted(lines, key=lambda line: (line["attack"], line["ε"]))
 
 
 def at_budget(record: Record, scale: int) -> float:

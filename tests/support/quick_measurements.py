@@ -24,7 +24,7 @@ def run(name, model, batch, settings, **options):
     attack = Attack(name, model, settings, **options)
     with evaluating(model):
         perturbed = attack(*batch)
-        return attack, perturbed, score(model, perturbed, batch[2], batch[1])
+        return attack, perturbed, score(attack.network(model, batch[2]), perturbed, batch[2], batch[1])
 
 
 def measured(evaluated, images, store, perturbations, progress=silent, **options):

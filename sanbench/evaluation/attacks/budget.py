@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.evaluation.kinds import TOLERANCE
 from sanbench.late import Late
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 else:
     torch = Late("torch")
 
-TOLERANCE = {"linf": 1e-6, "l2": 1e-5}  # in pixels of [0, 1]: float32 steps overshoot by 1e-8, a norm of 10^5 pixels by 1e-6
 BOX_TOLERANCE = 1e-6
 WRITTEN = re.compile(r"\d{1,20}(/(?P<below>\d{1,20}))?|(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e-?\d{1,2})?", re.ASCII | re.IGNORECASE)
 

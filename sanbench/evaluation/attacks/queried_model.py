@@ -1,13 +1,15 @@
 """The network as an attack sees it: counts its passes, keeps what falls, and spends nothing on images that have fallen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sanbench.errors import SanbenchError
-from sanbench.evaluation.attacks.budget import TOLERANCE, distance, inside_box
+from sanbench.evaluation.attacks.budget import distance, inside_box
+from sanbench.evaluation.kinds import TOLERANCE
 from sanbench.evaluation.loop import predictions
 
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
@@ -25,10 +27,11 @@ class Aim(NamedTuple):
     """
 
     norm: str
-    eps: float
+    eps: float | Tensor  # N where each image has its own
     bounded: bool = True
     target: Tensor | None = None
     leaves: bool = True  # False: keep to the last step (examples that shall fool other networks)
+    nearest: bool = False  # without leaving, the nearest query that does it is kept, not the first
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits n x classes and their rows in the pool -> what each image ascends: n
@@ -57,6 +60,7 @@ class QueriedModel(nn.Module):
     The network goes back batch by batch as it is queried, so that the memory of one batch is enough for a pool of any size.
     For that the attack tells its `loss`; the gradient of each image is that of its own loss, whatever torchattacks averages.
 
+    budgets      eps of each image, in float64: N
     loss         what the attack ascends
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
@@ -64,6 +68,7 @@ class QueriedModel(nn.Module):
     answers      where it is to `remember`: of each image of each query without gradients the label's logit (NaN where a logit
                  is not finite), the largest other and its class, n x 3. What is `known` of them from before an interruption
                  is told again, and the network not asked: a search that looks at margins alone goes on where it was
+    nearest      where the nearest is kept, how far it is: N
     forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
     """
 
@@ -71,7 +76,9 @@ class QueriedModel(nn.Module):
         super().__init__()
         self.training = False  # torchattacks restores the mode it finds: a queried in training mode would train the network
         self.model, self.images, self.labels, self.aim, self.batch_size = model, images, labels, aim, batch_size
+        self.budgets = torch.as_tensor(aim.eps, dtype=torch.float64, device=labels.device).expand(len(labels))
         self.clean, self.last = logits, logits.clone()
+        self.nearest = torch.full_like(self.budgets, torch.inf)
         self.adversarial = images.clone()
         self.fallen = torch.zeros_like(labels, dtype=torch.bool)
         self.left = self.fallen.clone()
@@ -81,6 +88,9 @@ class QueriedModel(nn.Module):
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
         self.remember, self.answers, self.known = False, list[Tensor](), torch.empty(0, 3)
+        self.remaining: Tensor | None = None  # passes that each image may still have, forward and backward: N
+        self.eot = 1  # passes whose gradients and logits are averaged
+        self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
         self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
 
     def rows(self, count: int) -> Sequence[int]:
@@ -102,28 +112,60 @@ class QueriedModel(nn.Module):
             raise AllFallen
         self.queries += 1
         inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
-        batches = zip(inner.split(self.batch_size), alive.split(self.batch_size), strict=True)
-        known = len(self.known)
-        answers = [self.ask(chunk, rows, x.requires_grad) for chunk, rows in batches]
-        logits, gradient = (torch.cat(part) for part in zip(*answers, strict=True))
-        if self.remember and not known:
-            self.answers.append(self.margins(logits, alive))
-        logits = self.judge(alive, inner, logits)
-        if whole and len(alive) < len(x):
-            logits = self.last.clone()
+        gradients, known = [], len(self.known)
+        for rows, shown, back in self.affordable(alive, inner, x.requires_grad):
+            batches = zip(shown.split(self.batch_size), rows.split(self.batch_size), strict=True)
+            answers = [self.ask(chunk, those, back) for chunk, those in batches]
+            logits, found = (torch.cat(part) for part in zip(*answers, strict=True))
+            if self.remember and not known:
+                self.answers.append(self.margins(logits, rows))
+            self.judge(rows, shown, logits)
+            gradients += [(rows, found)] if back else []
+        logits = self.last.clone() if whole else self.last[alive]
         if not x.requires_grad:
             return self.without_ties(logits, whole, alive)
-        if len(alive) < len(x):
-            gradient = torch.zeros_like(x).index_copy(0, alive, gradient)
-        answer: Tensor = Differentiated.apply(x, logits, gradient.contiguous())  # torchattacks views it
+        gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)  # torchattacks views it
+        for rows, found in gradients:
+            gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
+        answer: Tensor = Differentiated.apply(x, logits, gradient)
         return answer
 
+    def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Rows of the pool, what they are shown, and whether with a gradient: forward alone where no more passes are left.
+
+        Images without any are told to be wrong, so that attacks drop them, but have not fallen.
+        """
+        if self.remaining is None:
+            yield alive, x, back
+            return
+        passes = self.remaining[alive] // self.eot
+        spent = alive[passes < 1]
+        self.last[spent] = torch.zeros_like(self.last[spent]).scatter(1, self.labels[spent][:, None], -1)
+        self.alive = alive[passes >= 1]
+        for places, deep in ((passes >= 1 + back, back), (passes == 1, False))[: 1 + back]:
+            if places.any():
+                yield alive[places], x[places], deep
+
     def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-        """Logits of one batch, and with `back` the gradient of each image (else the images)."""
+        """Logits of one batch, and with `back` the gradient of each image (else the images): means over `eot` passes."""
+        asked = [self.ask_once(x, rows, back) for _ in range(self.eot)]
+        if len(asked) == 1:
+            return asked[0]
+        logits, gradients = (torch.stack(each).mean(0) for each in zip(*asked, strict=True))
+        return logits, gradients
+
+    def ask_once(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
         self.told(self)
         self.sizes.append((len(x), back))
+        passes = self.spent["forward_passes"][rows]
         self.spent["forward_passes"][rows] += 1
-        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(back):  # a network's own random numbers are its own
+        if self.remaining is not None:
+            self.remaining[rows] -= 1 + back
+        with (
+            self.noise(rows, passes),
+            torch._C.DisableTorchFunction(),
+            torch.set_grad_enabled(back),
+        ):  # a network's own random numbers are its own
             x = x.detach().requires_grad_(back)
             logits: Tensor = self.recall(rows) if len(self.known) else self.model(x)
             if not back:
@@ -154,7 +196,7 @@ class QueriedModel(nn.Module):
         return prediction != self.labels[rows] if self.aim.target is None else prediction == self.aim.target[rows]
 
     @torch.no_grad()
-    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    def judge(self, alive: Tensor, x: Tensor, logits: Tensor) -> None:
         """Keep what has fallen; what has done what the aim asks leaves. A target hit replaces what was only wrong.
 
         Logits that are not finite are no prediction, so the image has fallen; the attack is given finite ones that are wrong.
@@ -165,16 +207,19 @@ class QueriedModel(nn.Module):
         self.last[alive] = logits
         wrong = prediction != self.labels[alive]
         if not self.aim.bounded:
-            near = distance(self.images[alive], x, self.aim.norm) <= self.aim.eps + TOLERANCE[self.aim.norm] / 2
-            wrong &= near & inside_box(x)
+            away = distance(self.images[alive], x, self.aim.norm)
+            wrong &= (away <= self.budgets[alive] + TOLERANCE[self.aim.norm] / 2) & inside_box(x)
         done = wrong & self.done(prediction, alive)
         kept = done | (wrong & ~self.fallen[alive])
+        if self.aim.nearest:
+            kept = done & (away < self.nearest[alive])
+            self.nearest[alive[kept]] = away[kept]
         self.adversarial[alive[kept]] = x[kept]
         self.fallen[alive[wrong]] = True
-        if self.aim.leaves:
+        if self.aim.leaves or self.aim.nearest:
             self.left[alive[done]] = True
-            self.alive = alive[~done]
-        return logits
+        if self.aim.leaves:
+            self.alive = self.alive[~self.left[self.alive]]
 
     def without_ties(self, logits: Tensor, whole: bool, alive: Tensor) -> Tensor:
         """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""

@@ -1,19 +1,20 @@
-"""Adversarial attacks (experiment 10 of the paper) in [0, 1] pixels; torchattacks takes the steps.
+"""Adversarial attacks (experiment 10 of the paper) in [0, 1] pixels.
 
 PAPER: white-box targeted PGD in the L-infinity ball. Budget, step size, steps and target choice were not published;
 what is used here stands in every record.
 
-torchattacks 3.5.1 is used where it can be trusted in float32 on [0, 1]: FGSM, PGD, PGDL2, APGD, FAB, and Square with
-`resc_schedule=False`. Worked around: its draws depend on the batch (`rng.py`); its `AutoAttack` is not the standard ensemble
-(10 steps, 999 targets on ImageNet), so `standard` is composed here; its `APGDT` gives all images of an L2 batch the first
-one's step size, so `apgd-targeted` is `APGD` with the targeted loss. Left out: CW, which changed nothing where logits are
-large and negative; MI-, DI- and TI-FGSM, which stall on zero gradients; FAB in L1, which crashes.
+FGSM and PGD are written here, so that each image may have its own budget. torchattacks 3.5.1 is used where it can be trusted
+in float32 on [0, 1]: APGD, FAB, and Square with `resc_schedule=False`. Worked around: its draws depend on the batch
+(`sanbench.evaluation.rng`); its `AutoAttack` is not the standard ensemble (10 steps, 999 targets on ImageNet), so `standard`
+is composed here; its `APGDT` gives all images of an L2 batch the first one's step size, so `apgd-targeted` is `APGD` with
+the targeted loss. Left out: CW, which changed nothing where logits are large and negative; MI-, DI- and TI-FGSM, which
+stall on zero gradients; FAB in L1, which crashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,11 +36,34 @@ TARGETS = ("random", "least-likely", "next")
 
 
 @dataclass(frozen=True)
+class Search:
+    """How an image's smallest eps is looked for: up from a first one, then by bisection. Steps are scaled with eps.
+
+    tries         how many eps, each `growth` times the one before, until one succeeds
+    bisections    then so many, each halving what lies between success and failure
+    random_start  or from the image itself
+    """
+
+    bisections: int = 8
+    tries: int = 1
+    growth: Fraction = Fraction(1)
+    random_start: bool = True
+
+
+# What `ProjectedGradientDescentAttack` of foolbox 2 did by default, from eps 0.3 in 40 steps of 0.01, returning at the first
+# success (its foolbox/attacks/iterative_projected_gradient.py).
+FOOLBOX_2 = Search(bisections=20, tries=20, growth=Fraction(3, 2), random_start=False)
+
+
+@dataclass(frozen=True)
 class AttackConfig:
     """Budget and step size in pixels of [0, 1], exact; `steps` are queries for square. `seed` of all random numbers.
 
     target    of pgd-targeted: a random other class, the least likely, or the next in order
     targets   how many classes, by descending logit, apgd-targeted and fab try
+    eot       passes of a random network whose gradients and logits are averaged (Athalye et al. 2018)
+    max_passes  forward and backward ones that the attack may spend on an image, over all restarts
+    search    looks for the smallest budget of each image, of which `eps` is the first that is tried
     """
 
     eps: Fraction
@@ -50,9 +74,12 @@ class AttackConfig:
     restarts: int = 1
     target: str = "random"
     targets: int = 9
+    eot: int = 1
+    max_passes: int | None = None
+    search: Search | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "targets"):
+        for name in ("steps", "restarts", "targets", "eot"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is not accepted: it must be at least 1.")
         if self.target not in TARGETS:
@@ -70,7 +97,7 @@ class Round(NamedTuple):
     @property
     def passes(self) -> int:
         """Of an image that withstands it: a forward one a step, and by gradient a backward one, which counts as two."""
-        return self.config.steps * (3 if ATTACKS[self.attack].by_gradient else 1)
+        return self.config.steps * self.config.eot * (3 if ATTACKS[self.attack].by_gradient else 1)
 
 
 Run = Callable[["QueriedModel", Round], "Tensor"]
@@ -91,35 +118,73 @@ class Entry:
     bounded: bool = True
     by_gradient: bool = True
     transfers: bool = False  # what it returns is its strongest example, not the nearest
+    searched: bool = False  # the smallest eps can be looked for: each image may have its own, or the attack finds the nearest
     members: tuple[str, ...] = ()
 
 
 def fgsm(queried: QueriedModel, turn: Round) -> Tensor:
-    return stepped(queried, torchattacks.FGSM(queried, float(turn.config.eps)))
+    return projected(queried, turn.config.norm, 1.0, 1, random_start=False)
 
 
 def pgd(queried: QueriedModel, turn: Round) -> Tensor:
-    """x <- clip(x + step_size * sign(grad)), from a uniform random start in the ball (Madry et al. 2018)."""
     c = turn.config
-    return stepped(queried, torchattacks.PGD(queried, float(c.eps), float(c.step_size), c.steps, random_start=True))
+    return projected(queried, c.norm, float(c.step_size / c.eps), c.steps, c.search is None or c.search.random_start)
 
 
-def pgd_l2(queried: QueriedModel, turn: Round) -> Tensor:
-    c = turn.config
-    return stepped(queried, torchattacks.PGDL2(queried, float(c.eps), float(c.step_size), c.steps, random_start=True))
+def projected(queried: QueriedModel, norm: str, step: float, steps: int, random_start: bool) -> Tensor:
+    """x <- project(x + step * eps * direction(grad)), with eps of each image (Madry et al. 2018).
 
-
-def stepped(queried: QueriedModel, attack: Any) -> Tensor:
-    """Ascends the cross-entropy of the label or descends that of the target."""
-    target = queried.aim.target
+    Ascends the cross-entropy of the label or descends that of the target. The start is uniform in the ball of L-infinity,
+    and of a random direction and radius in that of L2.
+    """
+    images, target = queried.images, queried.aim.target
     sign, classes = (1, queried.labels) if target is None else (-1, target)
     queried.loss = lambda logits, rows: sign * cross_entropy(logits, classes[rows])
-    if target is not None:
-        attack.set_mode_targeted_by_function(lambda _, __: target, quiet=True)
-    final: Tensor = attack(queried.images, queried.labels)
+    ball, every = BALLS[norm], torch.arange(len(images), device=images.device)
+    eps = queried.budgets.to(images.dtype)[:, None, None, None]
+    x = (images + ball.start(images, eps)).clamp(0, 1) if random_start else images
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(queried.loss(queried(x), every).sum(), x)
+        moved = x.detach() + step * eps * ball.direction(gradient)
+        x = (images + ball.inside(moved - images, eps)).clamp(0, 1)
     with torch.no_grad():
-        queried(final)  # the last step is a query too
-    return final
+        queried(x)  # the last step is a query too
+    return x
+
+
+class Ball(NamedTuple):
+    """Of one norm: a random point of it, the direction of a step, and the nearest point inside. Images are N x 3 x H x W."""
+
+    start: Callable[[Tensor, Tensor], Tensor]
+    direction: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor, Tensor], Tensor]
+
+
+def lengths(images: Tensor) -> Tensor:
+    """Their L2 norms: N x 1 x 1 x 1."""
+    return images.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def uniform_start(images: Tensor, eps: Tensor) -> Tensor:
+    """In float64, which rounds as the generator's own draws from an interval do."""
+    draws = torch.rand(images.shape, device=images.device).double()
+    return (draws * (2 * eps.double()) - eps.double()).to(images.dtype)
+
+
+def radial_start(images: Tensor, eps: Tensor) -> Tensor:
+    direction = torch.randn(images.shape, device=images.device)
+    return direction * (torch.rand((len(images), 1, 1, 1), device=images.device) / lengths(direction) * eps)
+
+
+BALLS = {
+    "linf": Ball(uniform_start, torch.sign, lambda away, eps: away.clamp(-eps, eps)),
+    "l2": Ball(
+        radial_start,
+        lambda gradient: gradient / (lengths(gradient) + 1e-10),
+        lambda away, eps: away * (eps / lengths(away)).clamp(max=1),
+    ),
+}
 
 
 def apgd(queried: QueriedModel, turn: Round, loss: str) -> Tensor:
@@ -178,9 +243,11 @@ STANDARD = ("apgd", "apgd-targeted", "fab", "square")
 
 ATTACKS: dict[str, Entry] = {
     "fgsm": Entry(fgsm, 1, ("linf",), shown=(), transfers=True),
-    "pgd": Entry(pgd, 10, ("linf",), BALL, STEPPED, transfers=True),
-    "pgd-targeted": Entry(pgd, 10, ("linf",), BALL, (*STEPPED, "target"), aimed=True, transfers=True),
-    "pgd-l2": Entry(pgd_l2, 10, ("l2",), (("start", "random direction and radius in the ball"),), STEPPED, transfers=True),
+    "pgd": Entry(pgd, 10, ("linf",), BALL, STEPPED, transfers=True, searched=True),
+    "pgd-targeted": Entry(pgd, 10, ("linf",), BALL, (*STEPPED, "target"), aimed=True, transfers=True, searched=True),
+    "pgd-l2": Entry(
+        pgd, 10, ("l2",), (("start", "random direction and radius in the ball"),), STEPPED, transfers=True, searched=True
+    ),
     "apgd": Entry(lambda g, t: apgd(g, t, "ce"), 100, about=(("loss", "cross-entropy"),), transfers=True),
     "apgd-dlr": Entry(lambda g, t: apgd(g, t, "dlr"), 100, about=(("loss", "DLR"),), fewest_classes=3, transfers=True),
     "apgd-targeted": Entry(
@@ -191,7 +258,7 @@ ATTACKS: dict[str, Entry] = {
         targets=True,
         fewest_classes=4,
     ),
-    "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False),
+    "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False, searched=True),
     "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), by_gradient=False),
     "standard": Entry(pgd, 1, shown=(), about=(("members", list(STANDARD)),), fewest_classes=4, members=STANDARD),
 }
@@ -199,7 +266,7 @@ ATTACKS: dict[str, Entry] = {
 
 def member_config(name: str, config: AttackConfig) -> AttackConfig:
     """The official setting: the steps of the table, one restart, nine targets."""
-    return AttackConfig(config.eps, config.step_size, ATTACKS[name].steps, config.seed, config.norm)
+    return replace(config, steps=ATTACKS[name].steps, restarts=1, targets=9)
 
 
 def parse_attacks(
@@ -212,8 +279,13 @@ def parse_attacks(
     restarts: int | None = None,
     target: str | None = None,
     targets: int | None = None,
+    search: Search | None = None,
+    eot: int = 1,
+    max_passes: int | None = None,
 ) -> list[tuple[str, AttackConfig]]:
     """Every attack of `pgd,square` with every budget of `2/255,8/255`; the step size defaults to a quarter of eps.
+
+    With `max_passes` an attack begins anew until they are spent, unless `restarts` says how often.
 
     Raises InputError for what is unknown, and for an option that none of the attacks uses.
     """
@@ -225,6 +297,9 @@ def parse_attacks(
             raise InputError(
                 f"norm {norm!r} is not accepted for attack {name!r}: accepted is {' or '.join(ATTACKS[name].norms)}."
             )
+        if search is not None and not ATTACKS[name].searched:
+            accepted = ", ".join(other for other, entry in ATTACKS.items() if entry.searched)
+            raise InputError(f"attack {name!r} is not accepted where the smallest eps is looked for: accepted are {accepted}.")
     given = {"steps": steps, "step_size": step_size, "restarts": restarts, "target": target, "targets": targets}
     for field, value in given.items():
         if value is not None and not any(field in ATTACKS[name].shown for name in attacks):
@@ -237,16 +312,23 @@ def parse_attacks(
         size = None if step_size is None else parse_budget("step-size", step_size, ball)
         if size == 0:
             raise InputError(f"step-size {step_size} is not accepted: no step would be taken.")
+        if search is not None and not budgets[0]:
+            raise InputError("eps 0 is not accepted where the smallest eps is looked for: it has to be above 0.")
         for budget in budgets:
+            taken = entry.steps if steps is None or "steps" not in entry.shown else steps
+            again = 1 if max_passes is None else -(-max_passes // (taken * eot))  # at most: each step is a pass or more
             config = AttackConfig(
                 budget,
                 budget / 4 if size is None else size,
-                entry.steps if steps is None or "steps" not in entry.shown else steps,
+                taken,
                 seed,
                 entry.norms[0] if norm is None else entry.norms[entry.norms.index(norm)],
-                1 if restarts is None or "restarts" not in entry.shown else restarts,
+                1 if "restarts" not in entry.shown else again if restarts is None else restarts,
                 target or "random",
                 9 if targets is None else targets,
+                eot,
+                max_passes,
+                search,
             )
             chosen.append((name, config))
     return chosen
