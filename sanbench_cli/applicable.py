@@ -47,6 +47,11 @@ def filled(values: Values) -> bool:
     return values["mask"] != "none" or (values["crop"] == "none" and resampled(values))
 
 
+def searched(*methods: str) -> Callable[[Values], bool]:
+    """Whether `sanbench spatial` searches in one of these ways; what is none is refused elsewhere."""
+    return lambda values: any(word.strip() in methods for word in str(values["method"]).split(","))
+
+
 def drawn(values: Values) -> bool:
     """Whether `sanbench corrupt` draws anything: images, or noise, which files hold already."""
     from sanbench.evaluation.corruption_files import is_stored
@@ -67,6 +72,16 @@ RULES: tuple[Rule, ...] = (
     Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
     Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
+    Rule(("spatial",), "draws", searched("random"), "--method random draws"),
+    Rule(("spatial",), "grid", searched("grid"), "--method grid has one"),
+    Rule(("spatial",), "step", searched("smallest"), "--method smallest has steps"),
+    Rule(("spatial",), "pixels", searched("random", "grid"), "--method smallest shifts nothing"),
+    Rule(
+        ("spatial",),
+        "seed",
+        lambda v: v["limit"] is not None or searched("random")(v),
+        "without --limit and --method random nothing is drawn",
+    ),
     Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
     Rule(

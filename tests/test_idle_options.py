@@ -12,8 +12,9 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("device", "resume", "dry_run", "runs", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
     *("angles", "crop", "mask", "eps", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
     *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "width", "stages"),
-    *("capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1", "pixels"),
+    *("capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1"),
     *("first", "second"),  # of compare
+    *("method", "degrees"),  # of spatial
 }
 WEIGHTS = "torchvision:resnet18 --weights a_file"
 IDLE = {  # by option: commands in which a value does nothing
@@ -29,7 +30,16 @@ IDLE = {  # by option: commands in which a value does nothing
     "run": ["train --resume san10 --run x"],
     "profile": ["train san10 --dry-run --profile 3"],
     "journal": ["data check imagenet --data-root . --journal x"],
-    "seed": ["accuracy san10 --seed 3", "rotate san10 --seed 3", "corrupt san10 --data imagenet-c --seed 3"],
+    "draws": ["spatial san10 --method grid,smallest --draws 3"],
+    "grid": ["spatial san10 --grid 5x5x31"],
+    "step": ["spatial san10 --step 5"],
+    "pixels": ["spatial san10 --method smallest --pixels 2"],
+    "seed": [
+        "accuracy san10 --seed 3",
+        "rotate san10 --seed 3",
+        "spatial san10 --method grid --seed 3",
+        "corrupt san10 --data imagenet-c --seed 3",
+    ],
     "interpolation": ["rotate san10 --angles 90,flip,0:360:90 --interpolation nearest"],
     "fill": ["rotate san10 --angles 90 --fill white", "rotate san10 --angles 45 --crop inscribed --fill white"],
     "order": ["rotate san10 --data fashion10k --order rotate-first"],

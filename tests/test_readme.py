@@ -23,7 +23,7 @@ INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)
 
 LONG_WORK = {  # what a command does at its end: the library call that it is there for
     "train": ("sanbench.training.loop.train", "sanbench.training.launcher.launch"),
-    **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.api.evaluate_conditions",)),
+    **dict.fromkeys(("accuracy", "rotate", "spatial", "attack", "corrupt"), ("sanbench.evaluation.api.evaluate_conditions",)),
     "show": ("sanbench.explain.panels.explain",),
     "export": ("sanbench.models.export.export_model",),
     "reproduce": ("sanbench.studies.presets.reproduce",),
