@@ -73,7 +73,8 @@ class AttackOptions:
     eps: str = option("8/255", "Budgets in [0, 1] pixels: fractions or decimals.")
     attack: str = option(
         "pgd,pgd-targeted",
-        "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
+        "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble), "
+        "module:function.",
     )
     norm: str | None = option(None, "linf or l2; default: linf, for pgd-l2 l2.")
     steps: int | None = option(None, "Steps, or queries of square; default: the attack's own.", min=1, max=10**6)
@@ -275,7 +276,7 @@ KINDS: dict[str, Kind] = {
         options=AttackOptions,
         command="attack",
         text=("attack", "eps"),
-        parse="sanbench.evaluation.attacks.attack:parse",
+        parse="sanbench.evaluation.attacks.elsewhere:parse",
     ),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
     "corruption": Kind(
