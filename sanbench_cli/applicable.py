@@ -82,6 +82,10 @@ RULES: tuple[Rule, ...] = (
         lambda v: v["limit"] is not None or searched("random")(v),
         "without --limit and --method random nothing is drawn",
     ),
+    Rule(("evaluate",), "width", lambda v: v["attack"] is None, "--attack takes the network as it is"),
+    Rule(("evaluate",), "eps", lambda v: v["attack"] is not None, "it is the budget of --attack, which is missing"),
+    Rule(("evaluate",), "norm", lambda v: v["attack"] is not None, "it is that of --attack, which is missing"),
+    Rule(("evaluate",), "runs", lambda v: v["attack"] is not None, "without --attack a network has fresh weights"),
     Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
     Rule(

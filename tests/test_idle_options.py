@@ -9,9 +9,9 @@ from tests.test_wrong_options import FILE, commands
 ALWAYS = {  # their value decides which files are read or written, what is computed, or with which resources
     *("model", "models", "networks", "pairs", "name", "attention", "data", "recipe", "epochs", "batch_size", "lr", "select"),
     *("settings", "workers", "nproc", "accumulate", "precision", "compile", "deterministic", "save_minutes", "tensorboard"),
-    *("device", "resume", "dry_run", "runs", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
-    *("angles", "crop", "mask", "eps", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
-    *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "width", "stages"),
+    *("device", "resume", "dry_run", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
+    *("angles", "crop", "mask", "attack", "save_images", "surrogate", "kinds", "severity", "everything", "full"),
+    *("train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels", "stages"),
     *("capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1"),
     *("first", "second"),  # of compare
     *("method", "degrees"),  # of spatial
@@ -43,7 +43,10 @@ IDLE = {  # by option: commands in which a value does nothing
     "interpolation": ["rotate san10 --angles 90,flip,0:360:90 --interpolation nearest"],
     "fill": ["rotate san10 --angles 90 --fill white", "rotate san10 --angles 45 --crop inscribed --fill white"],
     "order": ["rotate san10 --data fashion10k --order rotate-first"],
-    "norm": ["attack san10 --attack pgd --norm l2"],
+    "width": ["bench evaluate --attack standard --width 1"],
+    "eps": ["bench evaluate --eps 1/255"],
+    "runs": ["bench evaluate --runs ."],
+    "norm": ["attack san10 --attack pgd --norm l2", "bench evaluate --norm l2"],
     "steps": ["attack san10 --attack fgsm --steps 3"],
     "step_size": ["attack san10 --attack apgd --step-size 1/255", "attack san10 --attack pgd --step-size 0"],
     "restarts": ["attack san10 --attack standard --restarts 2"],

@@ -30,7 +30,7 @@ LONG_WORK = {  # what a command does at its end: the library call that it is the
     "bench model": ("sanbench.bench.networks.time_pairs",),
     "bench ops": ("sanbench.bench.layers.time_layers",),
     "bench train": ("sanbench.bench.training.time_training",),
-    "bench evaluate": ("sanbench.bench.evaluation.time_evaluation",),
+    "bench evaluate": ("sanbench.bench.evaluation.time_evaluation", "sanbench.bench.official.time_against_official"),
     "bench pipeline": ("sanbench.bench.pipeline.time_pipeline",),
     "bench attacks": ("sanbench.bench.attacks.time_attacks",),
     "bench protocol": ("sanbench.bench.protocol.time_protocol",),
