@@ -45,6 +45,11 @@ def filled(values: Values) -> bool:
     return values["mask"] != "none" or (values["crop"] == "none" and resampled(values))
 
 
+def searched(*methods: str) -> Callable[[Values], bool]:
+    """Whether `sanbench spatial` searches in one of these ways; what is none is refused elsewhere."""
+    return lambda values: any(word.strip() in methods for word in str(values["method"]).split(","))
+
+
 def drawn(values: Values) -> bool:
     """Whether `sanbench corrupt` draws anything: images, or noise, which files hold already."""
     from sanbench.evaluation.corruption_files import is_stored
@@ -65,6 +70,20 @@ RULES: tuple[Rule, ...] = (
     Rule(("rotate",), "interpolation", resampled, "multiples of 90 degrees are exact, and so are flip and mirror"),
     Rule(("rotate",), "fill", filled, "no angle leaves anything to fill"),
     Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
+    Rule(("spatial",), "draws", searched("random"), "--method random draws"),
+    Rule(("spatial",), "grid", searched("grid"), "--method grid has one"),
+    Rule(("spatial",), "step", searched("smallest"), "--method smallest has steps"),
+    Rule(("spatial",), "pixels", searched("random", "grid"), "--method smallest shifts nothing"),
+    Rule(
+        ("spatial",),
+        "seed",
+        lambda v: v["limit"] is not None or searched("random")(v),
+        "without --limit and --method random nothing is drawn",
+    ),
+    Rule(("evaluate",), "width", lambda v: v["attack"] is None, "--attack takes the network as it is"),
+    Rule(("evaluate",), "eps", lambda v: v["attack"] is not None, "it is the budget of --attack, which is missing"),
+    Rule(("evaluate",), "norm", lambda v: v["attack"] is not None, "it is that of --attack, which is missing"),
+    Rule(("evaluate",), "runs", lambda v: v["attack"] is not None, "without --attack a network has fresh weights"),
     Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
     Rule(("attack",), "bisections", lambda v: v["smallest"], "it belongs to --smallest, which is missing"),
     Rule(("attack",), "eps", lambda v: not v["search"], "--search begins at 0.3"),

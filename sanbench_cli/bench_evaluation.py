@@ -26,6 +26,8 @@ from sanbench_cli.options import (
 from sanbench_cli.tables import Table
 
 if TYPE_CHECKING:
+    import torch
+
     from sanbench.progress import Report
     from sanbench.store.schema import Benchmark
 
@@ -122,21 +124,38 @@ def corruptions(
 
 
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists.")] = "san10",
+    name: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name that `sanbench models` lists; with --attack also a run or checkpoint."),
+    ] = "san10",
     width: Annotated[float, typer.Option(help="Multiplies all channels.", callback=number_within("--width", 0, 8))] = 0.5,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="standard: time it against the official AutoAttack.", callback=one_of("attack", ("standard",))),
+    ] = None,
+    eps: Annotated[str, typer.Option(help="Budget of --attack in [0, 1] pixels.")] = "8/255",
+    norm: Annotated[str, typer.Option(help="Of --attack: linf or l2.", callback=one_of("norm", ("linf", "l2")))] = "linf",
     images: Annotated[int, typer.Option(help="Test images.", **COUNT)] = 128,
     batch_size: BatchSize = 64,
     n: Count = 5,
     device: Device = "auto",
+    runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Time a sweep of rotations and an attack against the network's own passes, on fashion10k."""
+    """Time a sweep of rotations and an attack against the network's own passes, or `standard` against the official one."""
     from sanbench.models import resolve
+    from sanbench.runs.evaluated import has_weights
 
-    resolve(name)  # a wrong name is told before torch is imported, here and below
+    if attack is None:  # a wrong name is told before torch is imported, here and below
+        resolve(name)
+    else:
+        has_weights(name, runs)
     from sanbench.bench.evaluation import LIMIT, time_evaluation
 
     used = start(device)
+    if attack is not None:
+        against_official(name, runs, eps, norm, images, batch_size, n, used, results)
+        return
     found = record_each(results, lambda bar: time_evaluation(name, width, images, batch_size, n, used, bar))
     table = Table("perturbations", "evaluation, s", "own passes, s", f"{RATIO} (limit {LIMIT})")
     for one in found:
@@ -144,6 +163,26 @@ def evaluate(
     console.print(table)
     network = " ".join(f"{field}={value}" for field, value in found[0].setting["network"].items())
     note(f"{network}, {found[0].setting['images']} images, batch {batch_size}, medians, {conditions(found)}.")
+
+
+def against_official(
+    name: str, runs: Path, eps: str, norm: str, images: int, batch_size: int, n: int, device: "torch.device", results: Path
+) -> None:
+    from sanbench.bench.official import time_against_official
+
+    asked = (name, runs, eps, norm, images, batch_size, n, device)
+    (found,) = record_each(results, lambda bar: time_against_official(*asked, bar))
+    table = Table("standard", "seconds", "right before", "stand", "stand there alone")
+    for side, standing in (("standard", "standing"), ("official", "standing_official")):
+        counts = (f"{found.figures[field]:.0f}" for field in ("right_before", standing, f"only_{standing}"))
+        table.add_row({"standard": "this library's"}.get(side, side), f"{found.seconds[side]:.1f}", *counts)
+    console.print(table)
+    setting = found.setting
+    note(
+        f"Time over the official's: {ratio(found)}. Examples that decide a difference and are none: "
+        f"{found.figures['invalid']:.0f}. {setting['network']}, {setting['images']} images, {norm} ε = {setting['eps']}, "
+        f"batch {batch_size}, in turn, {conditions([found])}."
+    )
 
 
 def pipeline(

@@ -1,4 +1,4 @@
-"""The commands that measure, one for each kind of measurement that has one: accuracy, rotate, attack, corrupt."""
+"""The commands that measure, one for each kind of measurement that has one: accuracy, rotate, spatial, attack, corrupt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields

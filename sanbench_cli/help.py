@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {  # the options that many commands share; 
 }
 OWN = {  # how the group of a command's own options is called; elsewhere "Options"
     "train": "Training",
-    **dict.fromkeys(("rotate", "attack", "corrupt", "accuracy"), "Measurement"),
+    **dict.fromkeys(("rotate", "spatial", "attack", "corrupt", "accuracy"), "Measurement"),
     **dict.fromkeys(("model", "ops", "evaluate", "pipeline", "protocol", "roofline"), "Timing"),
 }
 VALUES = {"int": "N", "float": "X", "path": "PATH"}  # how a value of a type is shown

@@ -223,7 +223,12 @@ RECORDED = {
 }
 
 
-AT_SIZE = {"pipeline", "protocol", "attacks"}  # they have no rounds: tests/test_evaluation_at_size.py tries them
+AT_SIZE = {
+    "standard",
+    "pipeline",
+    "protocol",
+    "attacks",
+}  # tests/test_evaluation_at_size.py and tests/test_official.py try them
 
 
 def test_every_kind_of_benchmark_is_tried():

@@ -23,14 +23,14 @@ INLINE += [("slurm.md", line) for line in re.findall(r"sanbench_cli (train[^&]*)
 
 LONG_WORK = {  # what a command does at its end: the library call that it is there for
     "train": ("sanbench.training.loop.train", "sanbench.training.launcher.launch"),
-    **dict.fromkeys(("accuracy", "rotate", "attack", "corrupt"), ("sanbench.evaluation.api.evaluate_conditions",)),
+    **dict.fromkeys(("accuracy", "rotate", "spatial", "attack", "corrupt"), ("sanbench.evaluation.api.evaluate_conditions",)),
     "show": ("sanbench.explain.panels.explain",),
     "export": ("sanbench.models.export.export_model",),
     "reproduce": ("sanbench.studies.presets.reproduce",),
     "bench model": ("sanbench.bench.networks.time_pairs",),
     "bench ops": ("sanbench.bench.layers.time_layers",),
     "bench train": ("sanbench.bench.training.time_training",),
-    "bench evaluate": ("sanbench.bench.evaluation.time_evaluation",),
+    "bench evaluate": ("sanbench.bench.evaluation.time_evaluation", "sanbench.bench.official.time_against_official"),
     "bench pipeline": ("sanbench.bench.pipeline.time_pipeline",),
     "bench corruptions": ("sanbench.bench.corruptions.time_corruptions",),
     "bench attacks": ("sanbench.bench.attacks.time_attacks",),

@@ -27,6 +27,7 @@ NEEDED = {  # what a command needs beside the option, so that the option is what
     "export": ("san10", "--runs", "{runs}", "--output", "new.safetensors"),
     "accuracy": ("san10", "--runs", "{runs}", "--results", "new"),
     "rotate": ("san10", "--runs", "{runs}", "--results", "new", "--angles", "45"),
+    "spatial": ("san10", "--runs", "{runs}", "--results", "new", "--method", "random,grid,smallest"),
     "attack": ("san10", "--runs", "{runs}", "--results", "new", "--attack", "pgd-targeted"),
     "corrupt": ("san10", "--runs", "{runs}", "--results", "new"),
     "show": ("san10", "--runs", "{runs}", "--output", "new"),
@@ -76,6 +77,8 @@ SPECIAL: dict[str, tuple[str, ...]] = {  # by option, or by command and option, 
     "step_size": (*WORDS, "1e999999999", "0", "nan"),
     "angles": (*WORDS, "0:1e9:1", "nan", "1:2:0", "inf", "1e400"),
     "severity": (*WORDS, "1:999999999999", "0", "6", "5:1", "1.5"),
+    "grid": (*WORDS, "5x5", "0x5x5", "5x5x999999", "-5x5x5"),
+    "spatial pixels": ("x", "nan", "inf", "-1", "32", ""),
     "kinds": (*WORDS, "fog,fog,all", ",", "fog,"),
 }
 

@@ -4,6 +4,7 @@ BENCHMARKS = {
     "model": "steps of a SAN against its ResNet, and their memory",
     "ops": "attention layers of each stage by kernel",
     "evaluate": "the evaluation loop against the network's own passes",
+    "standard": "the ensemble `standard` against the official AutoAttack, image by image",
     "train": "steps of the training loop, and the shares of their parts",
     "pipeline": "images a second, waiting and memory of evaluation beside the network",
     "attacks": "seconds, passes and memory of each attack on photographs",

@@ -47,6 +47,26 @@ class RotationOptions:
     )
 
 
+SPATIAL_METHODS = ("random", "grid", "smallest")
+
+
+@dataclass(frozen=True)
+class SpatialOptions:
+    """Measure top-1 in the worst case over rotations and shifts of each image: sanbench spatial --method random,grid."""
+
+    method: str = option(
+        "random", "random (the worst of --draws), grid, smallest (rotation that changes the prediction, no shifts)."
+    )
+    degrees: float | None = option(None, "Largest rotation, either way. Default: 30, of smallest 180.")
+    pixels: float | None = option(None, "Largest shift along each axis. Default: 3 of 28, so 3 of 32 and 24 of 224.")
+    draws: int | None = option(None, "Of random: rotations with a shift that each image draws. Default: 10.")
+    grid: str = option("5x5x31", "Of grid: shifts to the right x shifts down x angles.")
+    step: float | None = option(None, "Of smallest: degrees between angles. Default: 5.")
+    interpolation: str = option("bilinear", "nearest or bilinear; whole shifts and multiples of 90 degrees are exact.")
+    fill: str = option("black", "black, grey or white.")
+    save_images: int = option(0, "Keep examples of so many images as PNG.", min=0, max=10**6)
+
+
 @dataclass(frozen=True)
 class AttackOptions:
     """Measure top-1 under attack and attack success: sanbench attack --eps 2/255,8/255 --limit 500."""
@@ -54,7 +74,8 @@ class AttackOptions:
     eps: str = option("8/255", "Budgets in [0, 1] pixels: fractions or decimals.")
     attack: str = option(
         "pgd,pgd-targeted",
-        "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble).",
+        "fgsm, pgd, pgd-targeted, pgd-l2, apgd, apgd-dlr, apgd-targeted, fab, square, standard (the ensemble), "
+        "module:function.",
     )
     norm: str | None = option(None, "linf or l2; default: linf, for pgd-l2 l2.")
     steps: int | None = option(None, "Steps, or queries of square; default: the attack's own.", min=1, max=10**6)
@@ -121,6 +142,28 @@ def full_rotation(setting: Setting) -> str:
 
 def order_rotation(setting: Setting) -> tuple[Any, ...]:
     return isinstance(setting["angle"], str), setting["angle"]
+
+
+def short_spatial(setting: Setting) -> str:
+    limits = f"±{setting['degrees']}°" + (f", ±{setting['pixels']} px" if "pixels" in setting else "")
+    told = {
+        "random": "worst of {draws} draws",
+        "grid": "worst of the grid {grid}",
+        "smallest": "any rotation in steps of {step}°",
+    }[setting["method"]]
+    return f"{told.format(**setting)}, {limits}"
+
+
+def declared_spatial(setting: Setting) -> str:
+    return listed({name: setting[name] for name in ("interpolation", "fill")}, ", ")
+
+
+def full_spatial(setting: Setting) -> str:
+    return f"{short_spatial(setting)}, {declared_spatial(setting)}"
+
+
+def order_spatial(setting: Setting) -> tuple[Any, ...]:
+    return SPATIAL_METHODS.index(setting["method"]), setting["degrees"], setting.get("pixels", 0), setting.get("draws", 0)
 
 
 def short_attack(setting: Setting) -> str:
@@ -231,6 +274,18 @@ KINDS: dict[str, Kind] = {
         command="rotate",
         text=("angles",),
         parse="sanbench.evaluation.rotations:parse",
+    ),
+    "spatial": Kind(
+        "Rotated and shifted, worst case",
+        "rotations",
+        short_spatial,
+        declared_spatial,
+        order_spatial,
+        full=full_spatial,
+        options=SpatialOptions,
+        command="spatial",
+        text=("method",),
+        parse="sanbench.evaluation.spatial:parse",
     ),
     "attack": Kind(
         "Under attack",

@@ -47,7 +47,7 @@ def attack_flags(rows: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
     """What the rows of one attack show."""
     flags = []
     attacked = rows[rows["backward_passes"] > 0]
-    if len(attacked) and (attacked["dead_gradients"] > 0).mean() > DEAD_SHARE:
+    if "dead_gradients" in rows and len(attacked) and (attacked["dead_gradients"] > 0).mean() > DEAD_SHARE:
         flags.append("dead-gradients")
     if rows["varies"].any():
         flags.append("noisy-logits")

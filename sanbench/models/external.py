@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -103,19 +103,22 @@ def from_timm(name: str) -> Factory:
 
 
 def from_module(name: str) -> Factory:
-    """`package.module:function`, imported from Python's path and from the working directory."""
+    return Factory(imported(name, "accepted are torchvision:NAME, timm:NAME and module.path:factory"), {})
+
+
+def imported(name: str, accepted: str) -> Callable[..., Any]:
+    """`package.module:function`, from Python's path and the working directory. Raises InputError, with what is accepted."""
     path, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # child processes are given the same path
     try:
         module = importlib.import_module(path)
     except Exception as error:  # a module may raise anything
-        accepted = "accepted are torchvision:NAME, timm:NAME and module.path:factory"
         raise InputError(f"{name} cannot be imported: {first_line(error)}; {accepted}.") from error
-    build = getattr(module, attribute, None)
-    if not callable(build):
+    found = getattr(module, attribute, None)
+    if not callable(found):
         raise InputError(f"{name} is not accepted: {path} has no function {attribute!r}.")
-    return Factory(build, {})
+    return cast(Callable[..., Any], found)
 
 
 LIBRARIES: dict[str, Callable[[str], Factory]] = {"torchvision": from_torchvision, "timm": from_timm}

@@ -5,6 +5,7 @@ from typing import Any
 
 from sanbench.evaluation.kinds import declared_rotation, order_rotation, short_rotation
 from sanbench.evaluation.robust import Findings
+from sanbench.report import spatial
 from sanbench.report.cells import Shown, cell, main_selection, matrix, names, selection, series, shown, told_n
 from sanbench.report.charts import Panel
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
@@ -14,20 +15,19 @@ EXACT = "exact quarter turns and mirrors"  # nothing is resampled, so that nothi
 
 
 def section(group: Sequence[Record], findings: Findings) -> list[Block]:
-    """A picture and a table for each way to frame a rotated image."""
-    frames = by_frame(group)
-    if not frames:
+    """A picture and a table for each way to frame a rotated image, then those of the worst case over rotations and shifts."""
+    frames, searched = by_frame(group), [record for record in group if record.kind == "spatial"]
+    if not frames and not searched:
         return []
     named = names(group)
     text = (
         "Top-1 on images turned clockwise by networks that were trained on upright ones; flip is upside down, mirror left to "
     )
     text += "right. In parentheses: the difference to the same network on upright images, in points."
-    picture = Picture(
-        [panel(frame, records, group, findings, named) for frame, records in frames.items()], "Top-1 on turned images."
-    )
+    panels = [panel(frame, records, group, findings, named) for frame, records in frames.items()]
+    picture = Picture([*panels, *spatial.panels(searched, findings, named)], "Top-1 on turned images.")
     tables = [table(frame, [*controls(records, group), *records], findings, named) for frame, records in frames.items()]
-    return [Heading("Rotated images, zero-shot", 3), Text(text), picture, *tables]
+    return [Heading("Rotated images, zero-shot", 3), Text(text), picture, *tables, *spatial.tables(searched, findings, named)]
 
 
 def by_frame(records: Iterable[Record]) -> dict[str, list[Record]]:

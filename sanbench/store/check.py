@@ -21,8 +21,9 @@ def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
     if "clean_prediction" in rows:
         right_before = rows["clean_prediction"] == rows["label"]
         counts |= {"right_before": right_before.sum(), "success": rows["success"].sum()}
-        counts |= {name: rows[name].sum() for name in ("forward_passes", "backward_passes")}
-        counts["correct_8bit"] = (rows["prediction_8bit"] == rows["label"]).sum()
+        counts |= {name: rows[name].sum() for name in ("forward_passes", "backward_passes") if name in rows}
+        if "prediction_8bit" in rows:
+            counts["correct_8bit"] = (rows["prediction_8bit"] == rows["label"]).sum()
         counts |= {f"fell_to_{name}": (rows["member"] == n).sum() for n, name in enumerate(members)}
         if "target" in rows:
             counts["hit_target"] = (right_before & (rows["prediction"] == rows["target"])).sum()

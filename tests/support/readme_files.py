@@ -21,6 +21,7 @@ import torchvision
 def factory(num_classes=1000):
     return torchvision.models.squeezenet1_1(num_classes=num_classes)
 """
+ATTACK = "def by_foolbox(model, images, labels, eps):\n    return images\n"
 
 
 def squeezenet(path: Path) -> None:
@@ -54,6 +55,7 @@ FILES = {
     "sets": published_sets,
     "val-set": robustbench_images,
     "my-list.txt": lambda path: path.write_text("bag/00.png\n3\n"),
+    "pgd,myattacks:by_foolbox": lambda path: (path.parent / "myattacks.py").write_text(ATTACK),
     "squeezenet.pth": squeezenet,
     "mine.pt": squeezenet,
     "timm.safetensors": lambda path: save_file(timm.create_model("resnet10t").state_dict(), path),

@@ -11,15 +11,17 @@ from sanbench.late import Late
 
 if TYPE_CHECKING:
     from sanbench.data import Images
-    from sanbench.evaluation.attacks import attack
+    from sanbench.evaluation.attacks import attack, elsewhere
     from sanbench.evaluation.kinds import Bind
     from sanbench.evaluation.loop import Perturbation
     from sanbench.runs.evaluated import EvaluatedModel
 else:
-    attack = Late("sanbench.evaluation.attacks.attack")
+    attack, elsewhere = (Late(f"sanbench.evaluation.attacks.{name}") for name in ("attack", "elsewhere"))
 
 
 def parse(options: AttackOptions, request: Request) -> Bind:
+    if ":" in options.attack:
+        return elsewhere.parse(options, request)
     search, eps, steps, step_size = None, options.eps, options.steps, options.step_size
     if options.smallest:
         search = Search() if options.bisections is None else Search(options.bisections)

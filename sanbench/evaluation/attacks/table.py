@@ -178,7 +178,7 @@ def radial_start(images: Tensor, eps: Tensor) -> Tensor:
 
 
 BALLS = {
-    "linf": Ball(uniform_start, torch.sign, lambda away, eps: away.clamp(-eps, eps)),
+    "linf": Ball(uniform_start, lambda gradient: gradient.sign(), lambda away, eps: away.clamp(-eps, eps)),
     "l2": Ball(
         radial_start,
         lambda gradient: gradient / (lengths(gradient) + 1e-10),
