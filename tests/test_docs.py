@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sanbench.studies.presets import NETWORKS
 
 from sanbench.data import DATASETS
 from sanbench.evaluation.attacks.table import ATTACKS
@@ -22,7 +23,6 @@ from sanbench.runs.config import Recipe
 from sanbench.store.check import check
 from sanbench.store.files import Store
 from sanbench.store.schema import Benchmark, ImageSet, Network, Record
-from sanbench.studies.presets import NETWORKS
 from tests.support.made_records import attacked, record, rows_of
 from tests.test_imports import ROOMS
 

@@ -1,6 +1,7 @@
 """Expansion: from a study to the trainings and measurements that single commands make, with the same keys."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import nn
 from sanbench.data import ReadOptions, find_dataset
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.api import options_of
-from sanbench.evaluation.kinds import KINDS, AttackOptions, Request, kind_of, parse
+from sanbench.evaluation.kinds import KINDS, Request, kind_of, parse
 from sanbench.models import FAMILIES, Classifier, family_name, resolve
 from sanbench.runs.config import RECIPES, TrainConfig, configure
 from sanbench.runs.evaluated import EvaluatedModel
@@ -58,9 +59,11 @@ class Training:
     @property
     def words(self) -> list[str]:
         """The command that trains it, after `sanbench`."""
-        config, default = self.config, TrainConfig.model_fields["data_root"].default
+        config = self.config
+        given = {name: getattr(config, name) for name in ("data_root", "image_size")}
         words = ["train", config.model.name, "--data", config.data, "--run", self.name, "--seed", str(config.seed)]
-        words += [] if config.data_root == default else ["--data-root", str(config.data_root)]
+        for name, value in given.items():
+            words += [] if value == TrainConfig.model_fields[name].default else [f"--{name.replace('_', '-')}", str(value)]
         words += [] if self.recipe is None else ["--recipe", self.recipe]
         of_network = {name for name in self.changes if name not in type(config.recipe).model_fields}
         changes = {name: value for name, value in self.changes.items() if name not in of_network} | config.model.variation
@@ -115,7 +118,7 @@ class Asked:
 
 
 class Column(NamedTuple):
-    """A figure of a table, top1 or one of SIZES, HITS and FIGURES: of the network, of upright images, or of what is done to them.
+    """A figure of a table, top1 or one of SIZES, HITS and FIGURES: of a network, or of what was done to the images.
 
     setting  of the measurement, as its text alone has it; the study may `set` other options of it
     """
@@ -176,6 +179,8 @@ class Expansion:
 def expand(study: Study, choice: Choice = Choice()) -> Expansion:
     """Raises InputError, with the line of the file where it is at fault, for whatever has no meaning."""
     data = choice.data or study.networks.content.data
+    if data.startswith("folder:"):
+        data = f"folder:{Path(data.removeprefix('folder:')).expanduser()}"  # as records name it
     with study.networks.at("data"):
         if find_dataset(data, ReadOptions())[0].test_only:
             raise InputError(f"{data} has test images only: nothing can be trained on it.")
@@ -222,7 +227,9 @@ def configured(study: Study, choice: Choice, data: str) -> Iterator[Training]:
     base = study.networks
     content = base.content
     words = [base.name] if data == content.data else [base.name, slug(data.rsplit("/")[-1])]
-    options = {} if choice.data_root is None else {"data_root": choice.data_root}
+    options: dict[str, Any] = {} if choice.data_root is None else {"data_root": choice.data_root}
+    if content.image_size is not None and find_dataset(data, ReadOptions())[0].photographs:
+        options["image_size"] = content.image_size
     for name in content.set:
         with base.at("set", name):
             if name not in FAMILIES:
@@ -232,7 +239,7 @@ def configured(study: Study, choice: Choice, data: str) -> Iterator[Training]:
             raise unknown("recipe", content.recipe, RECIPES)
     first: dict[str, str] = {}
     for name, entry in content.networks.items():
-        with base.at("networks", name):
+        with base.at("networks", name, "model"):
             model, variation = resolve(entry.model or name)
         shared = content.set.get(family_name(model), {})
         changes = {**shared, **variation, **entry.set}
@@ -240,7 +247,8 @@ def configured(study: Study, choice: Choice, data: str) -> Iterator[Training]:
             try:
                 config = configure(model, data, recipe=content.recipe, changes=changes, seed=seed, **options)
             except InputError as error:
-                told = next((field for field in changes if field in str(error)), "")
+                wrong = re.split("Did you mean|Known:", str(error))[0]
+                told = next((field for field in changes if re.search(rf"\b{re.escape(field)}\b", wrong)), "")
                 keys = ("networks", name, "set", told) if told in entry.set else ("set", family_name(model), told)
                 with base.at(*(keys if told else ("networks", name))):
                     raise
@@ -259,6 +267,8 @@ def asked(study: Study, choice: Choice, data: str) -> Iterator[Asked]:
                 options = options_of(text)
             with study.at("measure", number, "set"):
                 options = with_fields(options, entry.set)
+                if getattr(options, "surrogate", None) is not None:
+                    no_network(options.surrogate, None)
             with study.at("measure", number, "what", word=text):
                 kind = next(name for name, known in KINDS.items() if known.options is type(options))
                 found = Asked(kind, options, entry, limit, data)

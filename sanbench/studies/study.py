@@ -17,7 +17,7 @@ from sanbench.errors import InputError, unknown
 
 VERSION = 1
 SOURCES = {  # fields that name another study, and what that says then
-    "networks_of": ("tables_of", "data", "recipe", "seeds", "set", "networks"),
+    "networks_of": ("tables_of", "data", "image_size", "recipe", "seeds", "set", "networks"),
     "tables_of": ("networks", "tables"),
 }
 SHIPPED = Path(__file__).parent
@@ -83,6 +83,7 @@ class TablesOf(Part):
 class Content(Part):
     """What a file holds.
 
+    image_size   side of the crops of photographs; default: that of `sanbench train`
     recipe       of RECIPES; default: the data set's
     set          fields of recipe and network by the name of the network's family
     networks_of  the study that says data, recipe, set, seeds and networks, in place of this one: its runs are shared
@@ -92,6 +93,7 @@ class Content(Part):
     version: int
     title: str
     data: str = "fashion10k"
+    image_size: int | None = Field(default=None, ge=32, le=4096)
     recipe: str | None = None
     seeds: list[Seed] = Field(default=[0], min_length=1)
     set: dict[str, dict[str, Any]] = {}
@@ -115,6 +117,11 @@ class Study:
     @property
     def networks(self) -> "Study":
         return self.base or self
+
+    @property
+    def word(self) -> str:
+        """What the command line calls it."""
+        return self.name if self.path.parent == SHIPPED else str(self.path)
 
     @contextmanager
     def at(self, *keys: str | int, word: str = "") -> Iterator[None]:

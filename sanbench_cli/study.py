@@ -1,0 +1,305 @@
+"""`sanbench study`: networks, seeds and measurements that belong together, trained and measured by any number of workers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sanbench.errors import InputError, SanbenchError
+from sanbench_cli.applicable import Typer, check_data_options
+from sanbench_cli.console import console, errors, progress
+from sanbench_cli.options import COUNT, PROCESSES, Device, Results, Root, Runs, one_of, start
+from sanbench_cli.tables import Table
+
+if TYPE_CHECKING:
+    from sanbench.store.files import Store
+    from sanbench.studies.cost import Line
+    from sanbench.studies.expand import Expansion
+    from sanbench.studies.status import Standing
+
+study = Typer(no_args_is_help=True, help="Networks, seeds and measurements that belong together, and their tables.")
+
+CLUSTERS = ("slurm", "local")  # of submitit
+
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="As `sanbench study list` names it, or a TOML file.")]
+Tables = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, as 4,9. Default: the whole study.")]
+Networks = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, by their names in the study. Default: all.")]
+Seeds = Annotated[str | None, typer.Option(metavar="LIST", help="As 0,1,2. Default: the study's.")]
+Data = Annotated[str | None, typer.Option(help="Data set to train on and to measure. Default: the study's.")]
+Limit = Annotated[int | None, typer.Option(help="Measure at most so many images. Default: the study's.", **COUNT)]
+Processes = Annotated[int, typer.Option("--nproc", help="Processes that train a network together.", **PROCESSES)]
+
+
+@study.command("list")
+def list_studies() -> None:
+    """List the studies that ship: sanbench study list."""
+    from sanbench.studies.study import read, shipped
+
+    table = Table("study", "what", "networks", "seeds", "tables")
+    for name in shipped():
+        found = read(name)
+        base = found.networks.content
+        table.add_row(name, found.content.title, str(len(base.networks)), str(len(base.seeds)), ", ".join(found.content.tables))
+    console.print(table)
+
+
+@study.command()
+def show(
+    name: Name,
+    tables: Tables = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    data_root: Root = None,
+    limit: Limit = None,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Tables, networks, runs, measurements, and what is missing: sanbench study show paper."""
+    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    standing = looked(expansion, store, runs)
+    console.print(f"{expansion.study.content.title}. Data: {expansion.data}.", soft_wrap=True)
+    found = Table("run", "network", "in tables", "state", "measured")
+    for training in expansion.trainings:
+        wanted = expansion.wanted[training.name]
+        of = ", ".join(table.key for table in expansion.tables if training.network in table.networks)
+        done = f"{len(wanted) - len(standing.missing(training))} of {len(wanted)}"
+        found.add_row(training.name, training.config.model.label, of, standing.states[training.name].word, done)
+    console.print(found)
+    measured = Table("measurement", "images", "networks")
+    conditions: dict[tuple[str, int | None], int] = {}
+    for each in (each for own in expansion.wanted.values() for each in own):
+        conditions[each.about, each.limit] = conditions.get((each.about, each.limit), 0) + 1
+    for (about, images), number in conditions.items():
+        measured.add_row(about, "all" if images is None else f"{images:,}", str(number))
+    console.print(measured)
+
+
+@study.command()
+def run(
+    name: Name,
+    tables: Tables = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    data_root: Root = None,
+    limit: Limit = None,
+    nproc: Processes = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and end.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="slurm or local: submit jobs instead, by submitit.", callback=one_of("cluster", CLUSTERS)),
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of Slurm. Default: the cluster's.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a job that trains; each is a process.", min=0, max=1024)] = 0,
+    workers: Annotated[int, typer.Option("--jobs", help="Jobs that measure.", **PROCESSES)] = 1,
+    hours: Annotated[float, typer.Option(help="Of a job, until it is queued again.", min=0.05, max=10_000)] = 24,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Train and measure what is missing, and write the tables: sanbench study run paper --tables 4,9 --data-root DIR."""
+    if cluster is None and (partition is not None or gpus_per_node or workers != 1):
+        option = "--partition" if partition is not None else "--gpus-per-node" if gpus_per_node else "--jobs"
+        raise InputError(f"{option} is not accepted here: it belongs to --cluster, which is missing.")
+    if cluster == "local" and partition is not None:
+        raise InputError("--partition is not accepted with --cluster local: there are no partitions on this machine.")
+    if cluster is not None and (dry_run or nproc != 1):
+        raise InputError(f"{'--dry-run' if dry_run else '--nproc'} is not accepted with --cluster.")
+    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    if dry_run:
+        print_cost(expansion, store, runs, device, nproc)
+        return
+    if cluster is not None:
+        from sanbench.studies.cluster import Cluster, submit
+
+        where = Cluster(cluster, partition, gpus_per_node, workers, hours)
+        submitted = submit(expansion, store, runs, device, where)
+        console.print(f"{len(submitted)} jobs: {', '.join(submitted)}. Next: sanbench study status {name}", soft_wrap=True)
+        if cluster == "slurm":
+            return
+        failed = {run: f.sentence for run, f in store.failures().items() if any(t.name == run for t in expansion.trainings)}
+    else:
+        failed = worked(expansion, store, runs, device, nproc)
+    print_tables(expansion, store, runs)
+    end(failed)
+
+
+@study.command()
+def work(
+    name: Name,
+    tables: Tables = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    data_root: Root = None,
+    limit: Limit = None,
+    nproc: Processes = 1,
+    train_only: Annotated[bool, typer.Option("--train-only", help="Leave measuring to other workers.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Help with a study, on any machine that shares its folders; ends when all is done: sanbench study work paper."""
+    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    end(worked(expansion, store, runs, device, nproc, train_only))
+
+
+@study.command()
+def status(
+    name: Name,
+    tables: Tables = None,
+    networks: Networks = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    data_root: Root = None,
+    limit: Limit = None,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """By table what is done, what runs and where, and what failed: sanbench study status paper."""
+    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    standing = looked(expansion, store, runs)
+    found = Table("table", "runs done", "measured", "runs", "failed")
+    for table in expansion.tables:
+        trainings, shown = standing.trainings(table), standing.shown(table)
+        states = [standing.states[training.name].word for training in trainings]
+        measured = sum(wanted in standing.records[training.name] for training, wanted in shown)
+        cells = [f"{states.count('done')} of {len(states)}", f"{measured} of {len(shown)}"]
+        running = states.count("training") + states.count("measuring")
+        found.add_row(f"{table.key} {table.entry.title}", *cells, str(running), str(states.count("failed")))
+    every = sum(map(len, expansion.wanted.values()))
+    left = sum(len(standing.missing(training)) for training in expansion.trainings)
+    done = sum(standing.states[training.name].word == "done" for training in expansion.trainings)
+    found.add_section()
+    found.add_row("all", f"{done} of {len(expansion.trainings)}", f"{every - left:,} of {every:,}")
+    console.print(found)
+    for training in expansion.trainings:
+        state = standing.states[training.name]
+        if state.word in ("training", "measuring", "interrupted"):
+            console.print(f"{training.name}: {state.word}, {state.detail}", soft_wrap=True)
+        if state.word == "failed":
+            again = ["sanbench study run", expansion.study.word, "--networks", training.network, *expansion.choice.words]
+            errors.print(f"{training.name} failed: {state.detail} To go on: {' '.join(again)}", soft_wrap=True)
+
+
+def expanded(
+    name: str,
+    tables: str | None = None,
+    networks: str | None = None,
+    seeds: str | None = None,
+    data: str | None = None,
+    data_root: Path | None = None,
+    limit: int | None = None,
+) -> "Expansion":
+    """The study under what was typed. Raises InputError for whatever has no meaning."""
+    from sanbench.studies.expand import Choice, expand
+    from sanbench.studies.study import read
+
+    chosen = read(name)  # told before torch is imported
+    numbers = words(seeds)
+    for number in numbers or ():
+        if not (number.isascii() and number.isdigit() and int(number) < 2**63):
+            raise InputError(f"--seeds {number!r} is not accepted: accepted are whole numbers, as in 0,1,2.")
+    kept = None if numbers is None else list(dict.fromkeys(map(int, numbers)))
+    found = expand(chosen, Choice(words(tables), words(networks), kept, data, data_root, limit))
+    check_data_options([found.data], {"data_root": data_root})
+    if not found.trainings:
+        raise InputError(f"--tables {tables} and --networks {networks} are not accepted together: none of these is in them.")
+    return found
+
+
+def words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def stored(results: Path) -> "Store":
+    from sanbench.store.files import Store
+
+    return Store(results)
+
+
+def looked(expansion: "Expansion", store: "Store", runs: Path) -> "Standing":
+    from sanbench.studies.status import look
+
+    return look(expansion, store, runs)
+
+
+def worked(
+    expansion: "Expansion", store: "Store", runs: Path, device: str, nproc: int = 1, train_only: bool = False
+) -> dict[str, str]:
+    from sanbench.studies.worker import Worker, own_device
+
+    used = own_device(start(device))
+    with progress() as bar:
+        return Worker(expansion, store, runs, used, bar, nproc, train_only).work()
+
+
+def end(failed: dict[str, str]) -> None:
+    """Raises SanbenchError where a run failed, after a sentence for each."""
+    for name, sentence in failed.items():
+        errors.print(f"{name} failed: {sentence}", soft_wrap=True)
+    if failed:
+        raise SanbenchError(f"{len(failed)} of the study's runs failed; the same command tries them again.")
+
+
+def print_tables(expansion: "Expansion", store: "Store", runs: Path) -> None:
+    """Each table on the terminal, and all in a file."""
+    from sanbench.evaluation.robust import Findings
+    from sanbench.report.studies import page
+    from sanbench.studies.tables import ABOUT, DIFFERENCE, tables
+
+    standing = looked(expansion, store, runs)
+    found = tables(standing, Findings.of(store))
+    for shown in found:
+        beside = [number for number, heading in enumerate(shown.headings) if heading != DIFFERENCE]  # those stand below
+        table = Table(*(shown.headings[number] for number in beside), title=f"{shown.key}: {shown.title}")
+        for row in shown.rows:
+            texts = [cell.text + " *" * cell.differs for cell in row]
+            table.add_row(*("\n".join([texts[n], *texts[n + 1 : n + 2 * (n + 1 not in beside)]]) for n in beside))
+        console.print(table)
+        for note in shown.notes:
+            console.print(note, soft_wrap=True)
+    if found:
+        console.print(f"{ABOUT} *: it is not.", soft_wrap=True)
+        console.print(str(store.write_study(expansion.study.name, page(standing, found))), soft_wrap=True)
+
+
+def print_cost(expansion: "Expansion", store: "Store", runs: Path, device: str, nproc: int) -> None:
+    """A line a training and a kind of measurement, then the total of each table."""
+    from sanbench.studies.cost import estimate, totals
+
+    standing = looked(expansion, store, runs)
+    found = estimate(standing, store, start(device), nproc)
+    table = Table("run", "what", "device-hours", "memory, MiB", "disk, MB")
+
+    def size(value: int | None, unit: float) -> str:
+        return "" if value is None else f"{value / unit:,.1f}"
+
+    for line in (line for lines in found.values() for line in lines):
+        table.add_row(line.name, line.what, duration(line), size(line.memory, 2**20), size(line.disk, 1e6))
+    console.print(table)
+    by_table = Table("table", "device-hours")
+    for plan in expansion.tables:
+        seconds, unknown = totals(found, standing, plan)
+        by_table.add_row(f"{plan.key} {plan.entry.title}", summed(seconds, unknown))
+    every = [line for lines in found.values() for line in lines]
+    known = sum(line.seconds or 0 for line in every)
+    by_table.add_row("all", summed(known, sum(line.seconds is None for line in every)))
+    console.print(by_table)
+    console.print(
+        "From benchmarks of this device in the results: `sanbench bench train` tells what training takes, `sanbench bench "
+        "protocol` what measuring does. Networks that several tables share count in each. Disk: "
+        f"{sum(line.disk or 0 for line in every) / 1e9:,.2f} GB in all that is known.",
+        soft_wrap=True,
+    )
+
+
+def duration(line: "Line") -> str:
+    return "unknown" if line.seconds is None else f"{'at most ' * line.at_most}{line.seconds / 3600:.2f}"
+
+
+def summed(seconds: float, unknown: int) -> str:
+    if not unknown:
+        return f"{seconds / 3600:.2f}"
+    return f"{seconds / 3600:.2f} and {unknown} unknown" if seconds else "unknown"
