@@ -1,5 +1,6 @@
 """`sanbench study`: networks, seeds and measurements that belong together, trained and measured by any number of workers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -244,14 +245,16 @@ def end(failed: dict[str, str]) -> None:
 
 
 def print_tables(expansion: "Expansion", store: "Store", runs: Path) -> None:
-    """Each table on the terminal, and all in a file."""
+    """The chosen tables on the terminal, and all of the study in a file."""
     from sanbench.evaluation.robust import Findings
     from sanbench.report.studies import page
+    from sanbench.studies.expand import expand
     from sanbench.studies.tables import ABOUT, DIFFERENCE, tables
 
-    standing = looked(expansion, store, runs)
+    standing = looked(expand(expansion.study, replace(expansion.choice, tables=None, networks=None)), store, runs)
     found = tables(standing, Findings.of(store))
-    for shown in found:
+    chosen = {table.key for table in expansion.tables}
+    for shown in (each for each in found if each.key in chosen):
         beside = [number for number, heading in enumerate(shown.headings) if heading != DIFFERENCE]  # those stand below
         table = Table(*(shown.headings[number] for number in beside), title=f"{shown.key}: {shown.title}")
         for row in shown.rows:
@@ -262,7 +265,7 @@ def print_tables(expansion: "Expansion", store: "Store", runs: Path) -> None:
             console.print(note, soft_wrap=True)
     if found:
         console.print(f"{ABOUT} *: it is not.", soft_wrap=True)
-        console.print(str(store.write_study(expansion.study.name, page(standing, found))), soft_wrap=True)
+        console.print(str(store.write_study(expansion.title, page(standing, found))), soft_wrap=True)
 
 
 def print_cost(expansion: "Expansion", store: "Store", runs: Path, device: str, nproc: int) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sanbench import load_model
 from sanbench.errors import Interrupted
 from sanbench.evaluation.robust import Findings
 from sanbench.store.claims import Claims
@@ -76,7 +77,8 @@ def test_nothing_is_done_twice(done, monkeypatch):
     monkeypatch.setattr(worker_module, "train", None)
     monkeypatch.setattr(worker_module, "evaluate", None)
     outcome = sanbench("study", "run", done / "small.toml", *places(done), columns=200)
-    assert (outcome.exit_code, outcome.output) == (0, (done / "output.txt").read_text())
+    assert outcome.exit_code == 0
+    assert (done / "output.txt").read_text().endswith(outcome.output)  # then there was progress before it
     assert snapshot(done) == before
 
 
@@ -107,8 +109,8 @@ def test_tables_have_the_papers_layout(done):
     assert first.rows[0][1].text == f"{mean:.1f} ± {spread:.1f}"
     assert (first.rows[0][2].text, first.rows[1][2].text[-12:]) == ("reference", "within noise")
     assert not first.notes and not second.notes
-    parameters = sum(p.numel() for p in torch.load(done / "runs/small-resnet26-s0/last.pt")["weights"].values()) if 0 else None
-    assert parameters is None and re.fullmatch(r"\d\.\d{3}", first.rows[0][5].text)
+    parameters = sum(p.numel() for p in load_model(done / "runs/small-resnet26-s0/last.pt").parameters())
+    assert first.rows[0][5].text == f"{parameters / 1e6:.3f}"
 
 
 def test_a_missing_cell_is_a_dash_with_the_command_that_fills_it(done, tmp_path):

@@ -5,50 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import NamedTuple
 
 import torch
 
-from sanbench.data import ReadOptions, find_dataset, load_dataset
-from sanbench.data.imagenet import Layout
 from sanbench.data.loading import available_cpus
 from sanbench.device import describe
-from sanbench.errors import InputError
 from sanbench.runs.config import TrainConfig
 from sanbench.store.files import Store
 from sanbench.store.schema import Benchmark
 from sanbench.studies.expand import TablePlan, Training, Wanted
+from sanbench.studies.shape import Shape, shape_of
 from sanbench.studies.status import Standing
 from sanbench.training.plan import STATE, Plan, plan_for
 
 ROW = 20  # bytes of an image's row, compressed, about
 PGD = 3 * 10  # passes of pgd, as `Round.passes` counts them: 10 steps, a backward pass as two
-
-
-class Shape(NamedTuple):
-    """Of a data set: side of an image in pixels, classes, images to train on and to measure."""
-
-    side: int
-    classes: int
-    train: int
-    test: int
-
-
-def shape_of(config: TrainConfig) -> Shape | None:
-    """None where the images are not there. Those of ImageNet are known without."""
-    return shape(config.data, config.read_options)
-
-
-@cache
-def shape(data: str, options: ReadOptions) -> Shape | None:
-    entry, _ = find_dataset(data, options)
-    if isinstance(entry.layout, Layout):
-        return Shape(options.image_size, len(entry.layout.classes), entry.layout.images["train"], entry.layout.images["val"])
-    try:
-        train, test = (load_dataset(data, split, options) for split in ("train", "test"))
-    except InputError:
-        return None
-    return Shape(train.side, len(train.classes), len(train), len(test))
 
 
 @dataclass(frozen=True)

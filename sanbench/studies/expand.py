@@ -153,6 +153,11 @@ class Expansion:
     tables: list[TablePlan]
     wanted: dict[str, list[Wanted]] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What the file of its tables is called."""
+        return self.study.name if self.choice.data is None else titled(self.study, self.data)
+
     def of(self, network: str) -> list[Training]:
         return [training for training in self.trainings if training.network == network]
 
@@ -226,7 +231,6 @@ def configured(study: Study, choice: Choice, data: str) -> Iterator[Training]:
     """Every network with every seed, network by network. Raises InputError for two that are the same."""
     base = study.networks
     content = base.content
-    words = [base.name] if data == content.data else [base.name, slug(data.rsplit("/")[-1])]
     options: dict[str, Any] = {} if choice.data_root is None else {"data_root": choice.data_root}
     if content.image_size is not None and find_dataset(data, ReadOptions())[0].photographs:
         options["image_size"] = content.image_size
@@ -256,7 +260,12 @@ def configured(study: Study, choice: Choice, data: str) -> Iterator[Training]:
             if (same := first.setdefault(config.model_dump_json(), name)) != name:
                 with base.at("networks", name):
                     raise InputError(f"network {name!r} is not accepted: it is the same as {same!r}.")
-            yield Training(name, "-".join([*words, name, *suffix]), config, content.recipe, changes)
+            yield Training(name, "-".join([titled(base, data), name, *suffix]), config, content.recipe, changes)
+
+
+def titled(study: Study, data: str) -> str:
+    """`paper`, on other data than its own `paper-cifar10`: how its runs' names begin."""
+    return study.name if data == study.content.data else f"{study.name}-{slug(data.rsplit('/')[-1])}"
 
 
 def asked(study: Study, choice: Choice, data: str) -> Iterator[Asked]:

@@ -1,17 +1,20 @@
 """Standing: what of a study is done, running or failed, by whomever it was begun. Nothing is computed or loaded for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from sanbench.data import ReadOptions, find_dataset
 from sanbench.errors import InputError, SanbenchError
+from sanbench.runs.config import TrainConfig
 from sanbench.runs.run import Run, all_runs, differences
 from sanbench.store.claims import words_of
 from sanbench.store.files import Store
 from sanbench.store.schema import Failure, Record
 from sanbench.studies.expand import SIZES, Expansion, TablePlan, Training, Wanted, canonical
+from sanbench.studies.shape import shape_of
 
 DECODER = "pil"  # of the images that a study measures, as of the commands that measure
 TRAIN, MEASURE = "train-", "measure-"  # what a claim of a run's training, of its measuring, begins with
@@ -82,13 +85,8 @@ class Standing:
 
 def look(expansion: Expansion, store: Store, root: Path) -> Standing:
     """The standing of a study, whose runs are in the folder `root`."""
-    runs, names = find_runs(expansion, root), {}
-    for training in expansion.trainings:
-        names[training.name] = runs[training.name].name if training.name in runs else training.name
-    by_run: dict[str, list[Record]] = {}
-    for record in store.records():
-        by_run.setdefault(record.run, []).append(record)
-    records = {t.name: matching(expansion, t, by_run.get(names[t.name], [])) for t in expansion.trainings}
+    runs, every = find_runs(expansion, root), store.records()
+    records = {t.name: matching(expansion, t, runs.get(t.name), every) for t in expansion.trainings}
     holders: dict[str, str] = {}
     if (store.work / "claims").is_dir():
         with store.claims() as claims:
@@ -115,13 +113,16 @@ def is_alike(run: Run, training: Training) -> bool:
         return False
 
 
-def matching(expansion: Expansion, training: Training, records: list[Record]) -> dict[Wanted, Record]:
-    """By measurement, the records of the run's newest weights that are those of this training."""
-    own = [record for record in records if is_of(training, record)]
+def matching(expansion: Expansion, training: Training, run: Run | None, records: Sequence[Record]) -> dict[Wanted, Record]:
+    """By measurement, the records of the run's newest weights; where it has none, of whatever was trained alike."""
+    alike = [record for record in records if is_of(training, record)]
+    names = {training.name, run.name if run else training.name}
+    own = [record for record in alike if record.run in names] or alike
     if not own:
         return {}
     of, weights = own[-1].data.of, own[-1].network.weights  # the store gives the oldest first
-    told = {(r.kind, canonical(r.setting), r.data.images, r.data.subset_seed): r for r in own if r.network.weights == weights}
+    same = (record for record in alike if record.network.weights == weights)
+    told = {(r.kind, canonical(r.setting), r.data.images, r.data.subset_seed): r for r in same}
     found = {}
     for each in expansion.wanted[training.name]:
         drawn = (each.limit, each.seed) if each.limit is not None and each.limit < of else (of, None)
@@ -133,9 +134,16 @@ def matching(expansion: Expansion, training: Training, records: list[Record]) ->
 def is_of(training: Training, record: Record) -> bool:
     """Whether a record is of a network trained as the study says, as far as it tells, on the images that the study measures."""
     config, network, data = training.config, record.network, record.data
-    recipe = config.recipe.model_dump()
+    if (network.name, network.variation, data.name) != (config.model.name, config.model.variation, config.data):
+        return False
+    recipe, shape = config.recipe.model_dump(), shape_of(config)
     told = record.training.get("recipe") or {"": None}
-    same = (network.name, network.variation) == (config.model.name, config.model.variation)
     alike = all(recipe.get(name) == value for name, value in told.items()) and record.training.get("seed") == config.seed
-    images = (data.name, data.split, data.listed) == (config.data, "test", None)
-    return same and alike and images and data.decoder.startswith(("none", DECODER))
+    trained = shape is None or not shape.counted or shape.train == record.training.get("train_images")
+    images = (data.split, data.listed) == ("test", None) and data.preprocessing.endswith(side_of(config))
+    return alike and trained and images and data.decoder.split()[0].lower() in ("none", DECODER)
+
+
+def side_of(config: TrainConfig) -> str:
+    """How the preprocessing of photographs ends, as records tell it; nothing of other images."""
+    return f"crop {config.image_size}" if find_dataset(config.data, ReadOptions())[0].photographs else ""

@@ -11,8 +11,8 @@ from sanbench.evaluation.statistics import SeedDifference, difference_over_seeds
 from sanbench.models import MODELS, size
 from sanbench.runs.config import TrainConfig
 from sanbench.store.schema import Record
-from sanbench.studies.cost import shape_of
 from sanbench.studies.expand import SIZES, Column, Expansion, TablePlan, Training, Wanted
+from sanbench.studies.shape import shape_of
 from sanbench.studies.status import Standing
 from sanbench.studies.study import Rows
 

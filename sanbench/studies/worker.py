@@ -142,6 +142,7 @@ class Worker:
     def measure(self, training: Training, progress: Report) -> None:
         standing = look(self.expansion, self.store, self.runs)
         run = standing.runs[training.name]
+        differences(run, training.config)  # raises for another network by that name
         evaluated = EvaluatedModel.load(run.checkpoint, run.name)
         evaluated.model.to(self.device)
         images = test_images(evaluated, self.expansion.data, self.expansion.choice.data_root, DECODER)
