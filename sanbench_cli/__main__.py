@@ -7,7 +7,8 @@ from sanbench.training.launcher import end_with_parent
 
 
 def main() -> None:
-    trains = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    trains = words[:1] == ["train"] or words[:2] in (["study", "run"], ["study", "work"])
     if trains:
         PROCESS.__enter__()
         end_with_parent()

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sanbench.studies.presets import NETWORKS
 
 from sanbench.data import DATASETS
 from sanbench.evaluation.attacks.table import ATTACKS
@@ -23,6 +22,7 @@ from sanbench.runs.config import Recipe
 from sanbench.store.check import check
 from sanbench.store.files import Store
 from sanbench.store.schema import Benchmark, ImageSet, Network, Record
+from sanbench.studies.study import read
 from tests.support.made_records import attacked, record, rows_of
 from tests.test_imports import ROOMS
 
@@ -38,7 +38,7 @@ def page(name: str) -> str:
 
 def written() -> str:
     """The README's table as the committed results have it."""
-    return "\n" + summary(Findings.of(Store(ROOT / "results")), NETWORKS) + "\n"
+    return "\n" + summary(Findings.of(Store(ROOT / "results")), [*read("quick").content.networks]) + "\n"
 
 
 def test_the_readmes_table_is_that_of_the_results() -> None:

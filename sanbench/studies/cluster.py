@@ -1,28 +1,17 @@
 """Jobs of a study on a cluster, by submitit: a job that trains for each network and seed, and jobs that measure.
 
-A job runs an ordinary command, `sanbench study work`. One handler queues it again: that of submitit, which has `Job.checkpoint`
-end the command; the command saves and exits with 75, and goes on when the job runs again.
+A job runs an ordinary command, `sanbench study work`, see `sanbench.studies.job`.
 """
 
 import importlib.util
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from sanbench.errors import InputError, Interrupted, SanbenchError
-from sanbench.store.claims import start_of
+from sanbench.errors import InputError
 from sanbench.store.files import Store
 from sanbench.studies.expand import Expansion, Training
+from sanbench.studies.job import SAVE, Job
 from sanbench.studies.status import look
-
-SAVE = 300  # seconds before its end in which Slurm tells a job
-LOOK = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,47 +23,6 @@ class Cluster:
     gpus: int = 0
     measuring: int = 1
     hours: float = 24
-
-
-class Job:
-    """What submitit pickles: `sanbench WORDS` as a process of its own."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"words": self.words, "process": None}
-
-    def __call__(self) -> None:
-        """Raises SanbenchError where the command failed. What it saved after a signal of its own is queued again."""
-        from submitit import JobEnvironment
-
-        told = JobEnvironment._usr_sig()
-
-        def deaf() -> None:
-            signal.signal(told, signal.SIG_IGN)  # Slurm signals every process of a job, and this one is told by `checkpoint`
-
-        command = [sys.executable, "-m", "sanbench_cli", *self.words]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=deaf)
-        while (code := self.process.poll()) is None:  # `wait` would hold a lock that `checkpoint` needs
-            time.sleep(LOOK)
-        if code == Interrupted.exit_code:
-            os.kill(os.getpid(), told)
-            time.sleep(SAVE)  # submitit's handler ends this process
-        if code:
-            raise SanbenchError(f"sanbench {' '.join(self.words)} ended with {code}.")
-
-    def checkpoint(self) -> Any:
-        """For submitit's handler: what is queued again, after the command has saved."""
-        from submitit.helpers import DelayedSubmission
-
-        process = self.process
-        if process is not None and start_of(process.pid) is not None:
-            os.kill(process.pid, signal.SIGTERM)
-            while start_of(process.pid) is not None:
-                time.sleep(LOOK)
-        return DelayedSubmission(Job(self.words))
 
 
 def submit(expansion: Expansion, store: Store, runs: Path, device: str, cluster: Cluster) -> list[str]:

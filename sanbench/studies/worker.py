@@ -165,7 +165,7 @@ class Worker:
 
 @contextmanager
 def heeding() -> Iterator[list[int]]:
-    """SIGTERM and SIGUSR1 raise Interrupted where they meet the program: what is measured is kept part by part.
+    """SIGTERM and SIGUSR1 raise Interrupted where they meet the program, SIGINT KeyboardInterrupt: parts are kept whole.
 
     While a network is trained, `Interruption` receives them instead.
     """
@@ -177,7 +177,8 @@ def heeding() -> Iterator[list[int]]:
         raise stopped(number)
 
     is_main = threading.current_thread() is threading.main_thread()  # Python delivers signals to no other
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1) if is_main}
+    handlers = {signal.SIGTERM: receive, signal.SIGUSR1: receive, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if is_main}
     try:
         yield received
     finally:
