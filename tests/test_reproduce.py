@@ -47,8 +47,8 @@ def small_studies(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "SHIPPED", tmp_path / "shipped")
     original = load_dataset
 
-    def few(name, split, options=ReadOptions(), corruption=None):
-        found = original(name, split, options, corruption)
+    def few(name, split, options=None, corruption=None):
+        found = original(name, split, options or ReadOptions(), corruption)
         found.images, found.labels = found.images[::100], found.labels[::100]
         return found
 
