@@ -14,7 +14,7 @@ from sanbench_cli.console import Commands, console, print_comparison, print_reco
 from sanbench_cli.data import data
 from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of
 from sanbench_cli.results import results
-from sanbench_cli.study import end, expanded, looked, stored, study, worked
+from sanbench_cli.study import Part, end, looked, study, worked
 from sanbench_cli.tables import Table
 
 app = Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -120,7 +120,8 @@ def reproduce(
 
     if full and everything:
         raise InputError("--all and --full are not accepted together: name one.")
-    expansion, store = expanded("full" if full else "all" if everything else "quick"), stored(results)
+    part = Part("full" if full else "all" if everything else "quick", runs=runs, results=results)
+    expansion, store = part.expansion, part.store
     failed = worked(expansion, store, runs, device)
     standing = looked(expansion, store, runs)
     records = [record for own in standing.records.values() for record in own.values()]

@@ -1,8 +1,10 @@
 """`sanbench study`: networks, seeds and measurements that belong together, trained and measured by any number of workers."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +24,69 @@ study = Typer(no_args_is_help=True, help="Networks, seeds and measurements that 
 
 CLUSTERS = ("slurm", "local")  # of submitit
 
-Name = Annotated[str, typer.Argument(metavar="STUDY", help="As `sanbench study list` names it, or a TOML file.")]
-Tables = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, as 4,9. Default: the whole study.")]
-Networks = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, by their names in the study. Default: all.")]
-Seeds = Annotated[str | None, typer.Option(metavar="LIST", help="As 0,1,2. Default: the study's.")]
-Data = Annotated[str | None, typer.Option(help="Data set to train on and to measure. Default: the study's.")]
-Limit = Annotated[int | None, typer.Option(help="Measure at most so many images. Default: the study's.", **COUNT)]
 Processes = Annotated[int, typer.Option("--nproc", help="Processes that train a network together.", **PROCESSES)]
+List = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, by name, as 4,9. Default: all of the study.")]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the commands have in common: which study, how much of it, on which data, and where runs and results are."""
+
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="As `sanbench study list` names it, or a TOML file.")]
+    tables: List = None
+    networks: List = None
+    seeds: Annotated[str | None, typer.Option(metavar="LIST", help="As 0,1,2. Default: the study's.")] = None
+    data: Annotated[str | None, typer.Option(help="Data set to train on and to measure. Default: the study's.")] = None
+    data_root: Root = None
+    limit: Annotated[int | None, typer.Option(help="Measure at most so many images. Default: the study's.", **COUNT)] = None
+    runs: Runs = Path("runs")
+    results: Results = Path("results")
+
+    @property
+    def store(self) -> "Store":
+        from sanbench.store.files import Store
+
+        return Store(self.results)
+
+    @property
+    def expansion(self) -> "Expansion":
+        """Raises InputError for whatever has no meaning."""
+        from sanbench.studies.study import read
+
+        chosen = read(self.name)  # told before torch is imported
+        from sanbench.studies.expand import Choice, expand
+
+        numbers = words(self.seeds)
+        for number in numbers or ():
+            if not (number.isascii() and number.isdigit() and int(number) < 2**63):
+                raise InputError(f"--seeds {number!r} is not accepted: accepted are whole numbers, as in 0,1,2.")
+        seeds = None if numbers is None else list(dict.fromkeys(map(int, numbers)))
+        choice = Choice(words(self.tables), words(self.networks), seeds, self.data, self.data_root, self.limit)
+        found = expand(chosen, choice)
+        check_data_options([found.data], {"data_root": self.data_root})
+        if not found.trainings:
+            raise InputError(
+                f"--networks {self.networks} is not accepted with --tables {self.tables}: none of these is in them."
+            )
+        return found
+
+
+def words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def of_study(command: Callable[..., None]) -> Callable[..., None]:
+    """A command of its own options and, before them, those of `Part`, which it is given as one."""
+    shared, (_, *own) = list(signature(Part).parameters.values()), signature(command).parameters.values()
+
+    def run(**values: Any) -> None:
+        command(Part(**{option.name: values.pop(option.name) for option in shared}), **values)
+
+    parameters = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in [*shared, *own]]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {option.name: option.annotation for option in parameters}
+    return run
 
 
 @study.command("list")
@@ -45,19 +103,12 @@ def list_studies() -> None:
 
 
 @study.command()
+@of_study
 def show(
-    name: Name,
-    tables: Tables = None,
-    networks: Networks = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    data_root: Root = None,
-    limit: Limit = None,
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    part: Part,
 ) -> None:
     """Tables, networks, runs, measurements, and what is missing: sanbench study show paper."""
-    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    expansion, store, runs = part.expansion, part.store, part.runs
     standing = looked(expansion, store, runs)
     console.print(f"{expansion.study.content.title}. Data: {expansion.data}.", soft_wrap=True)
     found = Table("run", "network", "in tables", "state", "measured")
@@ -77,14 +128,9 @@ def show(
 
 
 @study.command()
+@of_study
 def run(
-    name: Name,
-    tables: Tables = None,
-    networks: Networks = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    data_root: Root = None,
-    limit: Limit = None,
+    part: Part,
     nproc: Processes = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and end.")] = False,
     cluster: Annotated[
@@ -96,8 +142,6 @@ def run(
     workers: Annotated[int, typer.Option("--jobs", help="Jobs that measure.", **PROCESSES)] = 1,
     hours: Annotated[float, typer.Option(help="Of a job, until it is queued again.", min=0.05, max=10_000)] = 24,
     device: Device = "auto",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
 ) -> None:
     """Train and measure what is missing, and write the tables: sanbench study run paper --tables 4,9 --data-root DIR."""
     if cluster is None and (partition is not None or gpus_per_node or workers != 1):
@@ -107,7 +151,7 @@ def run(
         raise InputError("--partition is not accepted with --cluster local: there are no partitions on this machine.")
     if cluster is not None and (dry_run or nproc != 1):
         raise InputError(f"{'--dry-run' if dry_run else '--nproc'} is not accepted with --cluster.")
-    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    expansion, store, runs = part.expansion, part.store, part.runs
     if dry_run:
         print_cost(expansion, store, runs, device, nproc)
         return
@@ -116,7 +160,7 @@ def run(
 
         where = Cluster(cluster, partition, gpus_per_node, workers, hours)
         submitted = submit(expansion, store, runs, device, where)
-        console.print(f"{len(submitted)} jobs: {', '.join(submitted)}. Next: sanbench study status {name}", soft_wrap=True)
+        console.print(f"{len(submitted)} jobs: {', '.join(submitted)}. Next: sanbench study status {part.name}", soft_wrap=True)
         if cluster == "slurm":
             return
         failed = {run: f.sentence for run, f in store.failures().items() if any(t.name == run for t in expansion.trainings)}
@@ -127,39 +171,25 @@ def run(
 
 
 @study.command()
+@of_study
 def work(
-    name: Name,
-    tables: Tables = None,
-    networks: Networks = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    data_root: Root = None,
-    limit: Limit = None,
+    part: Part,
     nproc: Processes = 1,
     train_only: Annotated[bool, typer.Option("--train-only", help="Leave measuring to other workers.")] = False,
     device: Device = "auto",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
 ) -> None:
     """Help with a study, on any machine that shares its folders; ends when all is done: sanbench study work paper."""
-    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    expansion, store, runs = part.expansion, part.store, part.runs
     end(worked(expansion, store, runs, device, nproc, train_only))
 
 
 @study.command()
+@of_study
 def status(
-    name: Name,
-    tables: Tables = None,
-    networks: Networks = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    data_root: Root = None,
-    limit: Limit = None,
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    part: Part,
 ) -> None:
     """By table what is done, what runs and where, and what failed: sanbench study status paper."""
-    expansion, store = expanded(name, tables, networks, seeds, data, data_root, limit), stored(results)
+    expansion, store, runs = part.expansion, part.store, part.runs
     standing = looked(expansion, store, runs)
     found = Table("table", "runs done", "measured", "runs", "failed")
     for table in expansion.tables:
@@ -182,42 +212,6 @@ def status(
         if state.word == "failed":
             again = ["sanbench study run", expansion.study.word, "--networks", training.network, *expansion.choice.words]
             errors.print(f"{training.name} failed: {state.detail} To go on: {' '.join(again)}", soft_wrap=True)
-
-
-def expanded(
-    name: str,
-    tables: str | None = None,
-    networks: str | None = None,
-    seeds: str | None = None,
-    data: str | None = None,
-    data_root: Path | None = None,
-    limit: int | None = None,
-) -> "Expansion":
-    """The study under what was typed. Raises InputError for whatever has no meaning."""
-    from sanbench.studies.expand import Choice, expand
-    from sanbench.studies.study import read
-
-    chosen = read(name)  # told before torch is imported
-    numbers = words(seeds)
-    for number in numbers or ():
-        if not (number.isascii() and number.isdigit() and int(number) < 2**63):
-            raise InputError(f"--seeds {number!r} is not accepted: accepted are whole numbers, as in 0,1,2.")
-    kept = None if numbers is None else list(dict.fromkeys(map(int, numbers)))
-    found = expand(chosen, Choice(words(tables), words(networks), kept, data, data_root, limit))
-    check_data_options([found.data], {"data_root": data_root})
-    if not found.trainings:
-        raise InputError(f"--tables {tables} and --networks {networks} are not accepted together: none of these is in them.")
-    return found
-
-
-def words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",")]
-
-
-def stored(results: Path) -> "Store":
-    from sanbench.store.files import Store
-
-    return Store(results)
 
 
 def looked(expansion: "Expansion", store: "Store", runs: Path) -> "Standing":

@@ -217,7 +217,7 @@ def test_what_is_wrong_in_a_file_is_told_with_its_line(before, after, line, sent
         (["show", "none.toml"], "There is no study none.toml"),
         (["run", "paper", "--tables", "11"], "Unknown table of paper '11'"),
         (["run", "paper", "--networks", "hadamrd"], "Did you mean 'hadamard'?"),
-        (["run", "paper", "--tables", "8", "--networks", "star"], "none of these is in them"),
+        (["run", "paper", "--tables", "8", "--networks", "star"], "they have none of these"),
         (["run", "paper", "--data", "imagnet"], "Did you mean 'imagenet'?"),
         (["run", "paper", "--data", "imagenet-a"], "test images only"),
         (["run", "paper", "--seeds", "0,x"], "--seeds 'x' is not accepted"),

@@ -251,3 +251,22 @@ def test_a_study_on_photographs_with_a_limit(small, tmp_path):
     assert {record.run for record in found} == {"paper-small-no_position", "paper-small-san10_pairwise"}
     assert [(r.data.images, r.data.of, r.data.subset_seed) for r in found] == [(5, 20, 0)] * 2
     assert "absolute: sanbench study run" in outcome.output and f"--data folder:{small} --limit 5" in outcome.output
+
+
+def test_workers_are_timed_on_the_same_study(done, tmp_path):
+    options = ["--limit", 2, "-n", 1, "--runs", done / "runs", "--results", tmp_path / "results"]
+    outcome = sanbench("bench", "workers", done / "small.toml", *options)
+    assert outcome.exit_code == 0, outcome.output
+    (one,) = Store(tmp_path / "results").benchmarks()
+    assert (one.kind, one.setting["measurements"], one.setting["networks"], one.setting["n"]) == ("workers", 10, 4, 1)
+    assert one.ratio is not None and one.ratio[0] == one.figures["speedup"] == one.seconds["one"] / one.seconds["two"]
+    assert 0 < one.figures["claiming"] < one.figures["start"] < one.seconds["one"]
+
+
+def test_untrained_networks_are_not_timed(folder, tmp_path):
+    outcome = sanbench("bench", "workers", write(tmp_path, folder), "--runs", tmp_path, "--results", tmp_path / "results")
+    assert (
+        outcome.exit_code == 2
+        and "small-resnet26-s0" in outcome.output
+        and not (tmp_path / "results/benchmarks.jsonl").exists()
+    )
