@@ -41,7 +41,7 @@ def time_workers(
         standing = look(expansion, Store(root / "results"), runs)
         untrained = [training.name for training in expansion.trainings if not standing.is_trained(training)]
         if untrained:
-            raise InputError(f"{', '.join(untrained)} is not trained: `sanbench study run {expansion.study.word}` does it.")
+            raise InputError(f"Not trained yet: {', '.join(untrained)}. `sanbench study run {expansion.study.word}` does it.")
         command = [sys.executable, "-m", "sanbench_cli", "study", "work", *words, "--device", device.type]
         command += ["--runs", str(runs.absolute()), "--results"]
         numbers = iter(range(10**9))
