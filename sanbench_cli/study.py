@@ -66,7 +66,7 @@ class Part:
         check_data_options([found.data], {"data_root": self.data_root})
         if not found.trainings:
             raise InputError(
-                f"--networks {self.networks} is not accepted with --tables {self.tables}: none of these is in them."
+                f"--networks {self.networks} is not accepted with --tables {self.tables}: they have none of these."
             )
         return found
 

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -189,6 +190,35 @@ def test_a_signal_saves_and_the_same_command_goes_on(done, folder, tmp_path, mon
     work.progress = worker_module.silent
     assert work.work() == {}
     assert_same(tmp_path, done)
+
+
+@pytest.mark.slow
+def test_a_network_may_be_trained_by_several_processes(folder, tmp_path):
+    part = ["--networks", "resnet26", "--seeds", "0", "--nproc", "2", "--train-only"]
+    command = [*SANBENCH, "study", "work", str(write(tmp_path, folder)), *part, *map(str, places(tmp_path))]
+    with started(command) as process:
+        assert process.wait(timeout=300) == 0, process.communicate()
+    run = Run(tmp_path / "runs/small-resnet26-s0")
+    assert run.is_finished() and next(iter(run.lines()))["processes"] == 2
+    assert not Store(tmp_path / "results").records()
+
+
+def test_a_look_at_a_run_does_not_keep_a_training_from_it(done, tmp_path):
+    """`status` locks a run for a moment."""
+    run = Run(shutil.copytree(done / "runs/small-san10-s0", tmp_path / "run"))
+    taken = threading.Event()
+
+    def look_once():
+        with run.locked():
+            taken.set()
+            time.sleep(0.1)
+
+    looking = threading.Thread(target=look_once)
+    looking.start()
+    assert taken.wait(5)
+    with ExitStack() as stack:
+        run.open(run.config(), True, stack)
+    looking.join()
 
 
 def workers(root: Path, count: int, stack: ExitStack):
