@@ -17,6 +17,7 @@ import torch
 from sanbench import load_model
 from sanbench.errors import Interrupted
 from sanbench.evaluation.robust import Findings
+from sanbench.runs.run import Run
 from sanbench.store.claims import Claims
 from sanbench.store.files import Store
 from sanbench.studies import worker as worker_module

@@ -159,7 +159,7 @@ class Run:
 
     @contextmanager
     def locked(self, looks: int = 1) -> Iterator[None]:
-        """Raises SanbenchError if another process has locked the run, at each of `looks`. The system ends a lock with its process.
+        """Raises SanbenchError if another process has it locked at each of `looks`. The system ends a lock with its process.
 
         Whoever asks for the `state` of a run has it locked for a moment: a training looks more than once.
         """
