@@ -69,6 +69,11 @@ RULES: tuple[Rule, ...] = (
     Rule(("accuracy", "rotate"), "seed", lambda v: v["limit"] is not None, "without --limit nothing is drawn"),
     Rule(("corrupt",), "seed", drawn, "without --limit nothing is drawn: the files are corrupted already"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
+    Rule(("run",), "partition", lambda v: v["cluster"] == "slurm", "it belongs to --cluster slurm"),
+    *(
+        Rule(("run",), option, lambda v: v["cluster"] is not None, "it belongs to --cluster, which is missing")
+        for option in ("gpus_per_node", "jobs", "hours")
+    ),
     Rule(
         ("attack",),
         "surrogate_weights",

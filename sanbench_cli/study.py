@@ -46,6 +46,8 @@ class Part:
     def store(self) -> "Store":
         from sanbench.store.files import Store
 
+        if self.results.exists() and not self.results.is_dir():
+            raise InputError(f"--results {self.results} is not accepted: it is no folder.")
         return Store(self.results)
 
     @property
@@ -139,16 +141,11 @@ def run(
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Of Slurm. Default: the cluster's.")] = None,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of a job that trains; each is a process.", min=0, max=1024)] = 0,
-    workers: Annotated[int, typer.Option("--jobs", help="Jobs that measure.", **PROCESSES)] = 1,
+    jobs: Annotated[int, typer.Option(help="Jobs that measure.", **PROCESSES)] = 1,
     hours: Annotated[float, typer.Option(help="Of a job, until it is queued again.", min=0.05, max=10_000)] = 24,
     device: Device = "auto",
 ) -> None:
     """Train and measure what is missing, and write the tables: sanbench study run paper --tables 4,9 --data-root DIR."""
-    if cluster is None and (partition is not None or gpus_per_node or workers != 1):
-        option = "--partition" if partition is not None else "--gpus-per-node" if gpus_per_node else "--jobs"
-        raise InputError(f"{option} is not accepted here: it belongs to --cluster, which is missing.")
-    if cluster == "local" and partition is not None:
-        raise InputError("--partition is not accepted with --cluster local: there are no partitions on this machine.")
     if cluster is not None and (dry_run or nproc != 1):
         raise InputError(f"{'--dry-run' if dry_run else '--nproc'} is not accepted with --cluster.")
     expansion, store, runs = part.expansion, part.store, part.runs
@@ -158,7 +155,7 @@ def run(
     if cluster is not None:
         from sanbench.studies.cluster import Cluster, submit
 
-        where = Cluster(cluster, partition, gpus_per_node, workers, hours)
+        where = Cluster(cluster, partition, gpus_per_node, jobs, hours)
         submitted = submit(expansion, store, runs, device, where)
         console.print(f"{len(submitted)} jobs: {', '.join(submitted)}. Next: sanbench study status {part.name}", soft_wrap=True)
         if cluster == "slurm":
