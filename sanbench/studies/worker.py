@@ -193,5 +193,9 @@ def stopped(number: int) -> Interrupted:
 
 def own_device(device: torch.device) -> torch.device:
     """Of several workers on a machine, each its own GPU: by the number that torchrun or srun gives it."""
-    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    return torch.device("cuda", int(rank) % torch.cuda.device_count()) if device.type == "cuda" else device
+    if device.type != "cuda":
+        return device
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    found = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(found)
+    return found
