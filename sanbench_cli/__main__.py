@@ -20,7 +20,8 @@ def sleep_while_waiting() -> None:
 
 def main() -> None:
     sleep_while_waiting()
-    trains = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "train"
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    trains = words[:1] == ["train"] or words[:2] in (["study", "run"], ["study", "work"])
     if trains:
         PROCESS.__enter__()
         end_with_parent()

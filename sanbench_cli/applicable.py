@@ -88,6 +88,11 @@ RULES: tuple[Rule, ...] = (
     Rule(("attack",), "bisections", lambda v: v["smallest"], "it belongs to --smallest, which is missing"),
     Rule(("attack",), "eps", lambda v: not v["search"], "--search begins at 0.3"),
     Rule(("attack",), "surrogate_weights", lambda v: v["surrogate"] is not None, "it belongs to --surrogate, which is missing"),
+    Rule(("run",), "partition", lambda v: v["cluster"] == "slurm", "it belongs to --cluster slurm"),
+    *(
+        Rule(("run",), option, lambda v: v["cluster"] is not None, "it belongs to --cluster, which is missing")
+        for option in ("gpus_per_node", "jobs", "hours")
+    ),
     Rule(
         ("attack",),
         "surrogate_weights",

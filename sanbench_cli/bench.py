@@ -41,6 +41,7 @@ bench.command()(bench_evaluation.evaluate)
 bench.command()(bench_evaluation.pipeline)
 bench.command()(bench_evaluation.attacks)
 bench.command()(bench_evaluation.protocol)
+bench.command()(bench_evaluation.workers)
 
 
 @bench.command()

@@ -284,3 +284,32 @@ def protocol(
         f"{evaluated.network.label}, images of {found.setting['image_size']} pixels, {top1:.0%} of them right, "
         f"batch {batch_size}; from costs of {found.setting['sample']} photographs, {conditions([found])}."
     )
+
+
+def workers(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="Whose networks are trained.")] = "quick",
+    limit: Annotated[int | None, typer.Option(help="Measure at most so many images. Default: the study's.", **COUNT)] = None,
+    n: Count = 3,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Two workers of a thread each on a study's measurements, against one: sanbench bench workers quick."""
+    from sanbench.bench.workers import LIMITS, time_workers
+    from sanbench.studies.expand import Choice, expand
+    from sanbench.studies.study import read
+
+    expansion, words = expand(read(name), Choice(limit=limit)), [name, *([] if limit is None else ["--limit", str(limit)])]
+    used = start("cpu")
+    (found,) = record_each(results, lambda bar: [time_workers(expansion, words, runs, n, used, bar)])
+    table = Table(
+        "workers", "s", title=f"{found.setting['measurements']:,} measurements of {found.setting['networks']} networks"
+    )
+    for side, seconds in found.seconds.items():
+        table.add_row(side, f"{seconds:.1f}")
+    console.print(table)
+    figures = found.figures
+    note(
+        f"One over two: {ratio(found)} (limit {LIMITS['speedup']}), without their start of {figures['start']:.1f} s "
+        f"{figures['speedup without start']:.2f}. Claiming takes {figures['claiming'] / figures['part']:.2%} of a part's "
+        f"{1000 * figures['part']:.0f} ms (limit {LIMITS['claiming']:.0%}). {conditions([found])}."
+    )

@@ -10,10 +10,11 @@ from sanbench.evaluation.kinds import KINDS
 from sanbench_cli import evaluation, networks, show, training
 from sanbench_cli.applicable import Typer
 from sanbench_cli.bench import bench
-from sanbench_cli.console import Commands, console, print_comparison, print_records, print_report, progress
+from sanbench_cli.console import Commands, console, print_comparison, print_records, print_report
 from sanbench_cli.data import data
-from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of, start
+from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of
 from sanbench_cli.results import results
+from sanbench_cli.study import Part, end, looked, study, worked
 from sanbench_cli.tables import Table
 
 app = Typer(cls=Commands, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -115,19 +116,21 @@ def reproduce(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Train two SANs and a ResNet on fashion10k, measure all three, write the report."""
+    """Train two SANs and a ResNet on fashion10k, measure all three, write the report: the studies quick, all and full."""
     from sanbench.evaluation.robust import Findings
     from sanbench.report import write_report
-    from sanbench.store.files import Store
-    from sanbench.studies.presets import reproduce as run_study
 
     if full and everything:
         raise InputError("--all and --full are not accepted together: name one.")
-    store = Store(results)
-    with progress() as bar:
-        records = run_study("full" if full else "all" if everything else "quick", runs, store, start(device), bar)
-    print_records(records, Findings.of(store), results)
-    print_report(write_report(store))
+    part = Part("full" if full else "all" if everything else "quick", runs=runs, results=results)
+    expansion, store = part.expansion, part.store
+    failed = worked(expansion, store, runs, device)
+    standing = looked(expansion, store, runs)
+    records = [record for own in standing.records.values() for record in own.values()]
+    if records:
+        print_records(records, Findings.of(store), results)
+        print_report(write_report(store))
+    end(failed)
     if (COMMITTED / "records").is_dir() and COMMITTED.resolve() != results.resolve():
         console.print(f"Compare with what was committed: sanbench compare {COMMITTED} {results}", soft_wrap=True)
 
@@ -166,6 +169,7 @@ def info() -> None:
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.add_typer(results, name="results")
+app.add_typer(study, name="study")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("stages", "capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1", "pixels"),
     *("first", "second"),  # of compare
     *("method", "degrees"),  # of spatial
+    *("tables", "seeds", "cluster", "train_only"),  # of study
 }
 WEIGHTS = "torchvision:resnet18 --weights a_file"
 IDLE = {  # by option: commands in which a value does nothing
@@ -25,8 +26,17 @@ IDLE = {  # by option: commands in which a value does nothing
         "show san10 --data fashion10k --decoder pil",
     ],
     "skip_bad_images": ["train san10 --skip-bad-images"],
-    "data_root": ["train san10 --data-root .", "accuracy san10 --data folder:. --data-root .", "bench train --data-root ."],
+    "data_root": [
+        "train san10 --data-root .",
+        "accuracy san10 --data folder:. --data-root .",
+        "bench train --data-root .",
+        "study run quick --data-root .",
+    ],
     "download": ["train san10 --download"],
+    "partition": ["study run quick --partition gpu", "study run quick --cluster local --partition gpu"],
+    "gpus_per_node": ["study run quick --gpus-per-node 8"],
+    "jobs": ["study run quick --jobs 2"],
+    "hours": ["study run quick --hours 12"],
     "run": ["train --resume san10 --run x"],
     "profile": ["train san10 --dry-run --profile 3"],
     "journal": ["data check imagenet --data-root . --journal x"],
@@ -82,7 +92,7 @@ def test_an_option_without_an_effect_is_refused(option, typed, runs, tmp_path, m
     (tmp_path / FILE).write_text("no checkpoint")
     command = typed.split()[0]
     where = ["--runs", runs] if command not in ("data", "import", "bench") else []
-    where += ["--results", "new"] if command in ("accuracy", "rotate", "attack", "bench") else []
+    where += ["--results", "new"] if command in ("accuracy", "rotate", "attack", "bench", "study") else []
     outcome = sanbench(*typed.split(), *where)
     assert outcome.exit_code == 2, outcome.output
     assert NAMED.get(option, option.replace("_", "-")) in outcome.stderr

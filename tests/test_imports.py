@@ -81,7 +81,7 @@ def test_imports_point_down_the_list_only(path):
         "import sanbench.training.loop",
         "from sanbench.training import loop",
         "from sanbench import training",
-        "def run():\n    from sanbench.studies.presets import PRESETS",
+        "def run():\n    from sanbench.studies.worker import Worker",
         "if TYPE_CHECKING:\n    from sanbench.report import Report",
         "class A:\n    def run(self):\n        import sanbench_cli.main",
         "TABLE = {'bench': 'sanbench.bench.timing:run'}",

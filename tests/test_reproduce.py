@@ -7,42 +7,63 @@ from pathlib import Path
 
 import pytest
 
+from sanbench.data import ReadOptions, load_dataset
+from sanbench.runs import evaluated
 from sanbench.store.files import Store
-from sanbench.studies import presets as reproduce
+from sanbench.studies import shape, study
+from sanbench.training import loop
 from tests.support.commands import sanbench, snapshot
+
+NETWORKS = ("resnet26", "san10_pairwise", "san10_patchwise")
+SMALL = """version = 1
+title = "small"
+
+[set.san]
+width = 0.5
+epochs = 1
+
+[set.resnet]
+epochs = 1
+
+[networks.resnet26]
+[networks.san10_pairwise]
+[networks.san10_patchwise]
+
+[[measure]]
+what = ["accuracy", "rotate:90"]
+
+[[measure]]
+what = ["attack:pgd,pgd-targeted:4/255"]
+set = { steps = 1 }
+limit = 4
+"""
 
 
 @pytest.fixture
-def small_presets(monkeypatch):
+def small_studies(monkeypatch, tmp_path):
     """`reproduce` as it is, on narrow networks, few images and one budget."""
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "quick.toml").write_text(SMALL)
+    monkeypatch.setattr(study, "SHIPPED", tmp_path / "shipped")
+    original = load_dataset
 
-    images = reproduce.load_dataset("fashion10k", "test")
-    narrow = {"width": 0.5, "epochs": 1}
-    attacks = (reproduce.Attacks("pgd,pgd-targeted", "4/255", 4, 1),)
-    preset = reproduce.Preset(attacks, angles="90", changes={"san": narrow, "resnet": {"epochs": 1}})
-    monkeypatch.setitem(reproduce.PRESETS, "quick", preset)
-    import sanbench.training.loop as loop
-
-    original = loop.load_dataset
-
-    def few(name, split, options=None):
-        found = original(name, split)
+    def few(name, split, options=None, corruption=None):
+        found = original(name, split, options or ReadOptions(), corruption)
         found.images, found.labels = found.images[::100], found.labels[::100]
         return found
 
-    monkeypatch.setattr(loop, "load_dataset", few)
-    images.images, images.labels = images.images[::100], images.labels[::100]
-    monkeypatch.setattr(reproduce, "load_dataset", lambda *_: images)
-    return reproduce
+    for module in (loop, evaluated, shape):
+        monkeypatch.setattr(module, "load_dataset", few)
+    shape.shape.cache_clear()
+    yield
+    shape.shape.cache_clear()
 
 
-def test_reproduce_trains_measures_reports_and_repeats_nothing(small_presets, tmp_path):
+def test_reproduce_trains_measures_reports_and_repeats_nothing(small_studies, tmp_path):
     places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     first = sanbench("reproduce", *places)
     assert first.exit_code == 0, first.output
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        f"quick-{name}" for name in sorted(small_presets.NETWORKS)
-    ]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [f"quick-{name}" for name in sorted(NETWORKS)]
     keys = {record.key for record in Store(tmp_path / "results").records()}
     assert len(keys) == 3 * (2 + 2)
     before = snapshot(tmp_path)

@@ -36,6 +36,7 @@ NEEDED = {  # what a command needs beside the option, so that the option is what
     "bench roofline": (),
     "bench kernels": (),
     "bench images": ("new",),
+    **{f"study {name}": ("quick", "--runs", "new", "--results", "new") for name in ("show", "run", "work", "status")},
     "data check": ("imagenet", "--data-root", "set"),
     "data prepare": ("imagenet", "--archives", "set", "--data-root", "new"),
     "data shrink": ("--data-root", "set", "--output", "new"),

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "pipeline": "images a second, waiting and memory of evaluation beside the network",
     "attacks": "seconds, passes and memory of each attack on photographs",
     "protocol": "what all measurements of a network would take, by command",
+    "workers": "two workers on a study's measurements against one, and claims against parts",
     "corruptions": "corruptions of images, against imagecorruptions",
     "startup": "whole commands as processes of their own",
     "data": "decoders and the whole input pipeline against torchvision's ImageFolder",

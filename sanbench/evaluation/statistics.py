@@ -11,9 +11,9 @@ from sanbench.late import Late
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from scipy import stats
+    from scipy import special, stats
 else:
-    np, stats = Late("numpy"), Late("scipy.stats")
+    np, special, stats = Late("numpy"), Late("scipy.special"), Late("scipy.stats")
 
 Z = 1.959963984540054  # of a 95% interval: the normal distribution is below it with probability 0.975
 
@@ -116,6 +116,47 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Di
         only_second,
         mcnemar(only_first, only_second),
     )
+
+
+class SeedDifference(NamedTuple):
+    """Accuracy minus that of another, over networks trained with several seeds on the same images; all in [-1, 1]."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def difference_over_seeds(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> SeedDifference:
+    """The mean difference of pairs, one a seed, with a 95% interval for other seeds and other images.
+
+    d_si = mean + seed_s + image_i + rest_si, both random: Var(mean) = A + B - E with A = var(means of seeds) / S,
+    B = var(means of images) / n, E = var(rest) / Sn, at least A and B, and Student's t with Satterthwaite's degrees of
+    freedom. Of one seed it is `paired_difference`, which knows of no other seed.
+    """
+    if len(pairs) == 1:
+        one = paired_difference(*pairs[0])
+        return SeedDifference(one.value, one.low, one.high, one.p, 1)
+    d = np.stack([first.astype(float) - second for first, second in pairs])
+    seeds, images = d.shape
+    by_seed, by_image, mean = d.mean(1), d.mean(0), float(d.mean())
+    a = by_seed.var(ddof=1) / seeds
+    b = by_image.var(ddof=1) / images if images > 1 else 0.0
+    rest = ((d - by_seed[:, None] - by_image + mean) ** 2).sum() / max(1, (seeds - 1) * (images - 1))
+    e = rest / (seeds * images)
+    variance = max(a + b - e, a, b)
+    if variance == 0:
+        return SeedDifference(mean, mean, mean, float(mean == 0), seeds)
+    spread = a**2 / (seeds - 1) + b**2 / max(1, images - 1) + e**2 / max(1, (seeds - 1) * (images - 1))
+    freedom = max(1.0, variance**2 / spread)
+    error = sqrt(variance)
+    half = float(special.stdtrit(freedom, 0.975)) * error
+    return SeedDifference(mean, mean - half, mean + half, float(2 * special.stdtr(freedom, -abs(mean) / error)), seeds)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

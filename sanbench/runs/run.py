@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sanbench.models.checkpoints import system_reason, write_file
 from sanbench.models.integrity import check_zip
 from sanbench.runs.config import RuntimeOptions, TrainConfig
 
+LOOK = 0.05  # seconds between two looks whether a run is locked
 NAME = 100  # bytes at most: a file system's limit is 255 for a whole name
 log = logging.getLogger(__name__)  # without a handler of the program's, a line on standard error
 LOCKED: set[TextIO] = set()  # config.json of the runs that this process has locked
@@ -138,7 +140,7 @@ class Run:
         if not resume:
             self.check_free()
             self.create(config)
-        stack.enter_context(self.locked())
+        stack.enter_context(self.locked(looks=5))
 
     def check_free(self) -> None:
         if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
@@ -156,13 +158,21 @@ class Run:
         self.write_text("config.json", config.model_dump_json(indent=1) + "\n")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Raises SanbenchError if another process has locked the run. The system ends a lock with its process."""
+    def locked(self, looks: int = 1) -> Iterator[None]:
+        """Raises SanbenchError if another process has it locked at each of `looks`. The system ends a lock with its process.
+
+        Whoever asks for the `state` of a run has it locked for a moment: a training looks more than once.
+        """
         with (self.folder / "config.json").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SanbenchError(f"Another process trains the run {self.folder} now.") from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    looks -= 1
+                    if looks <= 0:
+                        raise SanbenchError(f"Another process trains the run {self.folder} now.") from None
+                    time.sleep(LOOK)
             LOCKED.add(file)
             try:
                 yield

@@ -62,6 +62,12 @@ def runs_here(process: Sequence[str]) -> bool | None:
     return start_of(int(pid)) == began if machine == this_machine() else None
 
 
+def words_of(owner: str) -> str:
+    """`HOST, process 123`."""
+    machine, pid = owner.split("-")[:2]
+    return f"{machine.rpartition('__')[0] or machine}, process {pid}"
+
+
 class Claims:
     """`with Claims(folder) as claims: names = claims.take(names)`. What was taken is released at the end.
 
@@ -120,6 +126,11 @@ class Claims:
         names = [path.name for path in (self.folder / "claims").glob(f"{prefix}*")]
         owners = {owner for owner in map(self._owner_of, names) if owner not in (None, self.owner)}
         return sorted(owner for owner in owners if owner and self.is_alive(owner))
+
+    def holders(self) -> dict[str, str]:
+        """By claim, its living owner, of this process too."""
+        names = [path.name for path in (self.folder / "claims").iterdir()]
+        return {name: owner for name in names if (owner := self._owner_of(name)) and self.is_alive(owner)}
 
     def is_alive(self, owner: str) -> bool:
         if owner == self.owner:

@@ -6,6 +6,7 @@ results/benchmarks.jsonl               a line a benchmark: what networks and the
 results/images/NETWORK/SETTING/*.png   examples: clean, adversarial, difference
 results/report.*, *.csv, report/       derived from the records: delete them, and `sanbench report` makes them again;
                                        report/files.json lists them, so that the next report removes them
+results/studies/STUDY.md               tables of `sanbench study`, derived too
 results/work/                          parts of unfinished measurements, claims and half-written files; ignored by git
 """
 
@@ -13,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 from sanbench.errors import InputError, SanbenchError
 from sanbench.store.claims import Claims, locked, this_process
 from sanbench.store.rows import digest, group_ids, read_group, read_groups, write_groups
-from sanbench.store.schema import Benchmark, Measurement, Network, Record, slug
+from sanbench.store.schema import Benchmark, Failure, Measurement, Network, Record, slug
 
 SHARED = ("network", "training", "data", "classes", "versions")  # fields of records that a file holds once
 
@@ -176,6 +177,12 @@ class Store:
             found.setdefault(int(path.name.partition("-")[0]), []).append(path)
         return found
 
+    def write_study(self, name: str, text: str) -> Path:
+        """The tables of a study as studies/NAME.md; its path."""
+        path = self.root / "studies" / f"{name}.md"
+        self._write_text(path, text)
+        return path
+
     def write_derived(self, files: Mapping[str, str]) -> list[Path]:
         """Write report files by their paths from the root, and remove those of the report before that this one has not."""
         listed = self.root / "report" / "files.json"
@@ -199,6 +206,24 @@ class Store:
         return {name for name in inside if (self.root / name).is_file() and not name.startswith(("/", "records", "rows"))}
 
     # work in progress
+
+    def write_failure(self, failure: Failure) -> None:
+        """Keep why a run failed, until it is tried again."""
+        self._write_text(self._failure_path(failure.run), failure.model_dump_json() + "\n")
+
+    def forget_failure(self, run: str) -> None:
+        self._failure_path(run).unlink(missing_ok=True)
+
+    def failures(self) -> dict[str, Failure]:
+        """By run, why it failed last; what a kill has cut is left out."""
+        found = []
+        for path in sorted((self.work / "failed").glob("[!.]*.json")):
+            with suppress(ValidationError, OSError):
+                found.append(Failure.model_validate_json(path.read_bytes()))
+        return {failure.run: failure for failure in found}
+
+    def _failure_path(self, run: str) -> Path:
+        return self.work / "failed" / f"{slug(run)}.json"
 
     def claims(self) -> Claims:
         """Claims on parts of this store's measurements, see `Claims`."""

@@ -160,6 +160,15 @@ class Record(Measurement):
     created: str = Field(default_factory=now)
 
 
+class Failure(Frozen):
+    """Why a run of a study was not trained or not measured, as a sentence, and by which process."""
+
+    run: str
+    sentence: str
+    owner: str
+    created: str = Field(default_factory=now)
+
+
 class Benchmark(Frozen):
     """What something cost on a machine. Measured again, the same setting on the same machine replaces what was there.
 

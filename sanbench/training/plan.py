@@ -31,12 +31,16 @@ class Plan:
 
 
 def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
-    """The plan of `config`. Nothing is computed: the network runs on torch's meta device, in float32."""
+    """The plan of `config` on `images`, see `plan_for`."""
+    return plan_for(config, images.side, len(images.classes), len(images), processes)
+
+
+def plan_for(config: TrainConfig, side: int, classes: int, images: int, processes: int = 1) -> Plan:
+    """The plan of `config` on so many images. Nothing is computed: the network runs on torch's meta device, in float32."""
     recipe, spec = config.recipe, config.model
-    part = math.ceil(min(recipe.batch_size, len(images)) / (processes * config.accumulate))
-    side = images.side
+    part = math.ceil(min(recipe.batch_size, images) / (processes * config.accumulate))
     with torch.device("meta"):
-        model = build_model(spec.name, len(images.classes), **spec.variation)
+        model = build_model(spec.name, classes, **spec.variation)
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -53,8 +57,8 @@ def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
     del logits
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 2 + STATE[recipe.optimizer] + (1 if recipe.ema else 0)
-    steps = steps_per_epoch(len(images), recipe)
-    return Plan(parameters, len(images), steps, steps * recipe.epochs, part, 4 * parameters * copies + activations)
+    steps = steps_per_epoch(images, recipe)
+    return Plan(parameters, images, steps, steps * recipe.epochs, part, 4 * parameters * copies + activations)
 
 
 def steps_per_epoch(images: int, recipe: Recipe) -> int:

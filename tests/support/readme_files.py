@@ -1,5 +1,6 @@
 """The files that the README's commands on other people's networks name, made where a command is tried."""
 
+import re
 from pathlib import Path
 
 import timm
@@ -16,6 +17,7 @@ from sanbench.models.checkpoints import save_checkpoint
 from tests.support.colours import class_folders, paint
 from tests.support.photographs import place
 
+STUDIES = Path(__file__).parents[2] / "docs/studies.md"
 MODULE = """
 import torchvision
 def factory(num_classes=1000):
@@ -54,6 +56,7 @@ def robustbench_images(folder: Path) -> None:
 FILES = {
     "sets": published_sets,
     "val-set": robustbench_images,
+    "mine.toml": lambda path: path.write_text(re.findall(r"```toml\n(.*?)```", STUDIES.read_text(), re.S)[0]),
     "my-list.txt": lambda path: path.write_text("bag/00.png\n3\n"),
     "pgd,myattacks:by_foolbox": lambda path: (path.parent / "myattacks.py").write_text(ATTACK),
     "squeezenet.pth": squeezenet,
