@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sanbench.studies.expand import Expansion
     from sanbench.studies.status import Standing
 
-study = Typer(no_args_is_help=True, help="Networks, seeds and measurements that belong together, and their tables.")
+study = Typer(help="Networks, seeds and measurements that belong together, and their tables.")
 
 CLUSTERS = ("slurm", "local")  # of submitit
 
