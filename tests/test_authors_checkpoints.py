@@ -75,8 +75,10 @@ def test_imported_weights_give_the_logits_of_the_equations(kind, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["pairwise", "patchwise"])
-@pytest.mark.parametrize("legacy", [False, True])
+AS_WELL = [pytest.param("pairwise", True, marks=pytest.mark.slow), pytest.param("patchwise", False, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("kind", "legacy"), [("pairwise", False), ("patchwise", True), *AS_WELL])
 def test_import_and_export_are_bit_exact(kind, legacy, tmp_path):
     weights = released_file(tmp_path / "theirs.pth", kind, legacy=legacy)
     assert (

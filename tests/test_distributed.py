@@ -79,7 +79,7 @@ def test_two_processes_learn_what_one_learns(model, steps):
 PLAIN = ["--set", "optimizer=sgd", "--set", "weight_decay=0.0001", "--lr", "0.001"]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["san10_pairwise", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
 def test_nproc_trains_one_network_and_speaks_once(model, folder, tmp_path):
     """The command, in float32. Seen: 2e-4 of what was learnt, and 0.12 or more where each process has its own moments."""
     outcomes = {}

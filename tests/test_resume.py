@@ -80,7 +80,7 @@ def test_a_kill_changes_nothing(config, straight, tmp_path, monkeypatch, moment,
     assert sorted(path.name for path in run.folder.iterdir()) == ["best.pt", "config.json", "last.pt", "metrics.jsonl"]
 
 
-@pytest.mark.parametrize("write", [2, 3, 5])
+@pytest.mark.parametrize("write", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_kill_during_a_write_leaves_the_checkpoint_before(config, straight, tmp_path, write):
     """last.pt, best.pt and resume.pt are written at each epoch's end: the process dies in the `write`-th of them."""
     code = f"""

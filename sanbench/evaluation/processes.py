@@ -32,19 +32,19 @@ def run_processes(work: Work, job: Any, count: int, device: torch.device, hear: 
         context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, failures, pipes[rank][1]))
         for rank in range(count)
     ]
-    ears = {pipe: rank for rank, (pipe, _) in enumerate(pipes)}
+    receivers = {pipe: rank for rank, (pipe, _) in enumerate(pipes)}
     try:
-        for process, (_, mouth) in zip(processes, pipes, strict=True):
+        for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()
-            mouth.close()  # here, so that its end is heard when the process ends
-        while ears or any(process.is_alive() for process in processes):
+            sender.close()  # here, so that its end is heard when the process ends
+        while any(process.is_alive() for process in processes) or multiprocessing.connection.wait([*receivers], 0):
             ends = [process.sentinel for process in processes if process.is_alive()]
-            for ready in multiprocessing.connection.wait([*ears, *ends], 0.5):
-                if (pipe := cast(Connection, ready)) in ears:
+            for ready in multiprocessing.connection.wait([*receivers, *ends], 0.5):
+                if (pipe := cast(Connection, ready)) in receivers:
                     try:
-                        hear(ears[pipe], *pipe.recv())
-                    except EOFError:
-                        del ears[pipe]
+                        hear(receivers[pipe], *pipe.recv())
+                    except (EOFError, OSError):  # it has ended, perhaps in the middle of a word
+                        del receivers[pipe]
             broken = [process for process in processes if process.exitcode not in (None, 0)]
             if broken:
                 raise failure(failures, broken[0].exitcode)
@@ -62,12 +62,12 @@ def failure(failures: Any, code: int | None) -> Exception:
     return found
 
 
-def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any, mouth: Connection) -> None:
+def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        work(job, device, lambda *words: mouth.send(words))
+        work(job, device, lambda *words: sender.send(words))
     except Exception as error:
         failures.put(error)
         raise SystemExit(1) from None
