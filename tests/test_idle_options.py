@@ -10,9 +10,10 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("model", "models", "networks", "pairs", "name", "attention", "data", "recipe", "epochs", "batch_size", "lr", "select"),
     *("settings", "workers", "nproc", "accumulate", "precision", "compile", "deterministic", "save_minutes", "tensorboard"),
     *("device", "resume", "dry_run", "results", "checkpoint", "output", "form", "formats", "force", "limit"),
-    *("angles", "crop", "mask", "attack", "smallest", "search", "save_images", "surrogate", "kinds", "severity"),
-    *("everything", "full", "train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images", "kernels"),
-    *("stages", "capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1", "pixels"),
+    *("angles", "crop", "mask", "attack", "smallest", "search", "eot", "max_passes", "save_images", "surrogate", "kinds"),
+    *("severity", "everything", "full", "train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images"),
+    *("kernels", "stages", "capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1"),
+    *("pixels",),
     *("first", "second"),  # of compare
     *("method", "degrees"),  # of spatial
     *("tables", "seeds", "cluster", "train_only"),  # of study
