@@ -1,15 +1,19 @@
 """TrainConfig and RECIPES: everything that decides a training, as frozen values."""
 
+import re
+from fractions import Fraction
 from math import cos, pi
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sanbench.data import ReadOptions, find_dataset
 from sanbench.errors import unknown, validated
 from sanbench.models import family_of, resolve
 from sanbench.store.schema import ModelSpec
+
+EPS = re.compile(r"\d{1,9}(/0*[1-9]\d{0,8})?|\d?\.\d{1,9}", re.ASCII)
 
 
 class Recipe(BaseModel):
@@ -26,6 +30,8 @@ class Recipe(BaseModel):
     ema           decay per step of an average of the weights, which is then validated and kept; 0 is off
     clip          largest norm of the gradient of all parameters; 0 is off
     sync_bn       batch normalisation over the images of all processes instead of each process's
+    adversary     pgd: learn from the examples that this attack makes of each batch in `adversary_steps` steps within
+                  `adversary_eps` in L-infinity, pixels in [0, 1] (Madry et al. 2018)
     select        the epoch that is evaluated: the best by validation top-1, or the last
     """
 
@@ -49,7 +55,29 @@ class Recipe(BaseModel):
     ema: float = Field(default=0, ge=0, lt=1)
     clip: float = Field(default=0, ge=0, le=10**9)
     sync_bn: bool = False
+    adversary: Literal["", "pgd"] = ""
+    adversary_eps: str = "8/255"
+    adversary_steps: int = Field(default=10, ge=1, le=10_000)
     select: Literal["best", "last"] = "best"
+
+    @field_validator("adversary_eps", mode="before")
+    @classmethod
+    def written(cls, value: Any) -> str:
+        text = str(value).strip()
+        if not EPS.fullmatch(text) or not 0 < Fraction(text) <= 1:
+            accepted = "fractions such as 8/255 and decimals above 0, up to 1"
+            raise ValueError(f"adversary_eps {text!r} is not accepted: accepted are {accepted}.")
+        return text
+
+    @model_validator(mode="after")
+    def has_an_effect(self) -> Self:
+        for field in ("adversary_eps", "adversary_steps"):
+            value = getattr(self, field)
+            if not self.adversary and value != type(self).model_fields[field].default:
+                raise ValueError(f"{field} {value} is not accepted: without adversary=pgd it has no effect.")
+        if self.adversary and (self.mixup or self.cutmix):
+            raise ValueError(f"adversary {self.adversary} is not accepted with mixup or cutmix: it needs a class an image.")
+        return self
 
     def learning_rate(self, epoch: int, step: int, steps: int) -> float:
         """At `step` of `steps` of `epoch`, all counted from 0."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -55,6 +55,12 @@ class ProcessGroup:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes what rank 0 has."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def all_reduce_any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set in any process. The CPUs communicate, so that no device is waited for."""

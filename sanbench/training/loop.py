@@ -17,6 +17,7 @@ from sanbench.models.checkpoints import save_checkpoint
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.config import Recipe, TrainConfig
 from sanbench.runs.run import Machine, Run
+from sanbench.training.adversary import adversarial
 from sanbench.training.augment import BatchSlice, TrainBatch, prepare
 from sanbench.training.distributed import SINGLE, ProcessGroup
 from sanbench.training.guards import FaultCheck
@@ -141,6 +142,7 @@ class Loop:
                 self.save()
             if stop:
                 self.interrupt()
+            parts = [self.attacked(part) for part in parts] if self.recipe.adversary else parts
             step = state.step
             rate = self.recipe.learning_rate(state.epoch, step, self.steps)
             loss = state.train_step(parts, slices[0].total, rate)
@@ -195,6 +197,12 @@ class Loop:
         except UnreadableImage as error:
             return [], str(error)
         return parts, None
+
+    def attacked(self, part: TrainBatch) -> TrainBatch:
+        """Its adversarial examples. All processes attack the network of rank 0: until the next forward pass each has its own
+        running statistics, and after a resume those of the file, which are rank 0's."""
+        self.group.broadcast(self.state.model.buffers())
+        return adversarial(self.state.model, part, self.recipe, self.config.seed, self.state.epoch)
 
     def is_due(self) -> bool:
         return self.group.is_rank_zero and time.monotonic() - self.saved > 60 * self.config.save_minutes
