@@ -8,7 +8,8 @@ from torch import nn
 
 from sanbench.errors import InputError
 from sanbench.models.classifier import Classifier
-from sanbench.models.probe import FINDINGS, probe
+from sanbench.models.findings import FINDINGS
+from sanbench.models.probe import probe
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.schema import ModelSpec
 from tests.support.commands import sanbench
