@@ -86,9 +86,9 @@ def test_an_example_belongs_to_seed_image_and_epoch(model, part):
 @pytest.fixture(scope="module")
 def config(folder):
     """Two epochs of six steps."""
-    changes = {"epochs": 2, "batch_size": 8, "width": 0.25, "footprint": 3, "lr": 0.01, "ema": 0.9}
+    changes = {"epochs": 2, "batch_size": 8, "width": 0.25, "lr": 0.01, "ema": 0.9}
     changes |= {"adversary": "pgd", "adversary_eps": "4/255", "adversary_steps": 2}
-    return configure("san10", f"folder:{folder}", changes=changes, image_size=32, workers=0)
+    return configure("resnet26", f"folder:{folder}", changes=changes, image_size=32, workers=0)
 
 
 class Kill(BaseException):

@@ -37,6 +37,7 @@ AT_ONCE = 32  # neighbouring images of a measurement that the function is given:
 UNKNOWN = 2_000  # passes that are planned for an image: so many that parts are the smallest ones
 ACCEPTED = "accepted is package.module:function, with (model, images, labels, eps) -> images"
 OF_ANY = ("attack", "eps", "norm")  # options that an attack from elsewhere takes
+OF_OURS = ("steps", "step_size", "restarts", "target", "targets")  # that only say how those of ATTACKS beside it do it
 
 
 class Counted(nn.Module):
@@ -156,8 +157,8 @@ def split(options: AttackOptions, seed: int) -> tuple[AttackOptions | None, list
     for name in foreign:
         imported(name, ACCEPTED)
     for field in fields(options):
-        value, alone = getattr(options, field.name), field.name in ("surrogate", "surrogate_weights", "save_images")
-        if field.name not in OF_ANY and value != field.default and (alone or not ours):
+        value = getattr(options, field.name)
+        if field.name not in (*OF_ANY, *(OF_OURS if ours else ())) and value != field.default:
             option = field.name.replace("_", "-")
             raise InputError(f"{option} {value} is not accepted for attack {foreign[0]!r}: it takes eps alone.")
     budgets = sorted({parse_budget("eps", word, norm) for word in options.eps.split(",")})
