@@ -158,6 +158,27 @@ def test_a_run_that_fails_does_not_stop_the_others(done, folder, tmp_path, monke
     assert_same(root, done)
 
 
+def test_a_damaged_run_does_not_stop_the_others(done, tmp_path):
+    root = Path(shutil.copytree(done, tmp_path / "copy"))
+    shutil.rmtree(root / "results")
+    (root / "runs/small-resnet26-s0/config.json").write_text("{")
+    told = sanbench("study", "status", root / "small.toml", *places(root), columns=300).output
+    assert "small-resnet26-s0 failed:" in told and "is not a run's configuration" in told
+    outcome = sanbench("study", "run", root / "small.toml", *places(root), columns=300)
+    assert outcome.exit_code == 1 and "1 of the study's runs failed" in outcome.output
+    assert {run for run, *_ in rows(root)} == {*RUNS} - {"small-resnet26-s0"}
+
+
+def test_lost_rows_are_measured_again(done, tmp_path):
+    root = Path(shutil.copytree(done, tmp_path / "copy"))
+    lost = sorted((root / "results/rows").glob("*/rotation.parquet"))
+    assert len(lost) == 4
+    lost[0].unlink()
+    outcome = sanbench("study", "run", root / "small.toml", *places(root), columns=300)
+    assert outcome.exit_code == 0 and outcome.output.count("Now it is measured again.") == 1
+    assert_same(root, done)
+
+
 def test_status_names_who_works_on_what(done, tmp_path):
     root = Path(shutil.copytree(done, tmp_path / "copy"))
     shutil.rmtree(root / "runs/small-san10-s1")
@@ -284,6 +305,7 @@ def test_a_study_on_photographs_with_a_limit(small, tmp_path):
     assert "absolute: sanbench study run" in outcome.output and f"--data folder:{small} --limit 5" in outcome.output
 
 
+@pytest.mark.slow
 def test_workers_are_timed_on_the_same_study(done, tmp_path):
     options = ["--limit", 2, "-n", 1, "--runs", done / "runs", "--results", tmp_path / "results"]
     outcome = sanbench("bench", "workers", done / "small.toml", *options)

@@ -46,7 +46,10 @@ class Standing:
         return [each for each in self.expansion.wanted[training.name] if each not in found]
 
     def is_trained(self, training: Training) -> bool:
-        return training.name in self.runs and self.runs[training.name].is_finished()
+        try:
+            return training.name in self.runs and self.runs[training.name].is_finished()
+        except SanbenchError:  # a damaged run, as `state` says
+            return False
 
     def is_done(self, training: Training) -> bool:
         """Whether all is measured. A training that was begun is to be finished all the same."""
@@ -68,6 +71,8 @@ class Standing:
         if training.name not in self.runs:
             return State("missing")
         run = self.runs[training.name]
+        if problem := run.problem():
+            return State("failed", problem)
         state = run.state()
         words = {"finished": "trained", "running": "training", "interrupted": "interrupted"}
         epochs = f"{len(run.epochs())} of {run.config().recipe.epochs} epochs" if state != "finished" else ""

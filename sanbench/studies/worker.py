@@ -24,6 +24,7 @@ from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.progress import Progress, Report, silent, within
 from sanbench.runs.evaluated import EvaluatedModel, test_images
 from sanbench.runs.run import Run, differences
+from sanbench.store.check import sound
 from sanbench.store.claims import Claims
 from sanbench.store.files import Store
 from sanbench.store.schema import Failure, now
@@ -58,6 +59,8 @@ class Worker:
         """Raises Interrupted after a signal: what was done is kept, and the same call goes on. InputError without images."""
         self.store.check_writable()
         with self.store.claims() as claims, heeding() as received:
+            if not self.train_only:
+                self.forget_broken()
             standing = look(self.expansion, self.store, self.runs)
             if left := [t for t in self.expansion.trainings if not self.is_over(standing, t)]:
                 load_dataset(self.expansion.data, "test", left[0].config.read_options)  # raises at once, not for each network
@@ -65,6 +68,16 @@ class Worker:
                 if received:  # a library may have kept the exception to itself
                     raise stopped(received[0])
         return self.failed
+
+    def forget_broken(self) -> None:
+        """Records whose rows are lost or others than theirs are no results: they are measured again, and that is told."""
+        standing = look(self.expansion, self.store, self.runs)
+        found = {record.key: record for own in standing.records.values() for record in own.values()}
+        kept, problems = sound(self.store, list(found.values()))
+        if broken := [found[key] for key in found.keys() - {record.key for record in kept}]:
+            self.store.remove(broken)
+        for problem in problems:
+            self.progress(Progress("check records", 1, 1, notice=f"{problem} Now it is measured again."))
 
     def is_over(self, standing: Standing, training: Training) -> bool:
         return standing.is_trained(training) if self.train_only else standing.is_done(training)
