@@ -18,7 +18,8 @@ SHAPES = [(2, 5, 9, 5, 3, 3, 2, 3), (1, 1, 2, 3, 2, 1, 3, 5), (3, 4, 3, 20, 17, 
 STAGES = [(2, 4, 6, 4, 2, 2, 8, 3), (1, 4, 4, 16, 8, 8, 8, 7), (1, 3, 5, 32, 16, 16, 8, 3), (1, 3, 3, 64, 32, 32, 8, 3)]
 STAGES += [(1, 2, 2, 128, 64, 64, 8, 3)]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the root mean square
-CASES = [(shape, torch.float32, True) for shape in SHAPES + STAGES]
+CASES = [(shape, torch.float32, True) for shape in [*SHAPES, *STAGES[:2], STAGES[4]]]
+SLOW = [(shape, torch.float32, True) for shape in STAGES[2:4]]
 CASES += [(SHAPES[0], dtype, False) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
 
 
@@ -73,7 +74,9 @@ def compare(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, att
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's process, below")
 @pytest.mark.parametrize("attention", [True, False], ids=["attention", "statistics"])
-@pytest.mark.parametrize(("shape", "dtype", "channels_last"), CASES)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels_last"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def test_kernels_follow_the_specification(shape, dtype, channels_last, attention) -> None:
     compare(shape, dtype, channels_last, attention)
 
@@ -86,11 +89,16 @@ def test_random_shapes() -> None:
         compare(shape, torch.float32, draw.random() < 0.5, True)
 
 
-def test_in_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    ("chosen", "number"),
+    [("not slow", 2 * len(CASES) + 1), pytest.param("slow", 2 * len(SLOW), marks=pytest.mark.slow)],
+)
+def test_in_the_interpreter(chosen: str, number: int) -> None:
     """The tests above, where TRITON_INTERPRET is set before Triton is imported."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("is the outer process")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, "-k", "not in_the_interpreter"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, "-m", chosen]
+    command += ["-k", "not in_the_interpreter"]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert f"{2 * len(CASES) + 1} passed" in done.stdout
+    assert f"{number} passed" in done.stdout
