@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from sanbench.data import tensors
+import sanbench.data.tensors as tensors
 from sanbench.data.check import check
 from sanbench.data.imagenet import Layout
 from sanbench.data.prepare import prepare

@@ -224,7 +224,7 @@ RECORDED = {
 
 
 AT_SIZE = {"pipeline", "protocol", "attacks"}  # tests/test_evaluation_at_size.py tries them
-ELSEWHERE = {"standard", "workers"}  # tests/test_official.py and tests/test_studies_run.py try them
+ELSEWHERE = {"standard", "workers", "startup"}  # test_official.py, test_studies_run.py and test_startup.py try them
 
 
 def test_every_kind_of_benchmark_is_tried():
@@ -276,9 +276,9 @@ def test_a_benchmark_that_cannot_run_says_why(arguments, named, tmp_path):
     ("arguments", "named"),
     [
         ("roofline --dtype float16", "Unknown dtype 'float16'. Did you mean 'bfloat16'? Known: bfloat16, float32"),
-        ("kernels scalar", "attention scalar is not accepted: accepted are pairwise, patchwise"),
-        ("kernels --stages 0,5", "stages 0,5 is not accepted: numbers of 0 to 4, comma-separated"),
-        ("kernels --capability 70", "capability 70 is not accepted: accepted are 80, 90"),
+        ("kernels scalar", "Unknown attention 'scalar'. Known: pairwise, patchwise"),
+        ("kernels --stages 0,5", "Unknown stage '5'. Known: 0, 1, 2, 3, 4"),
+        ("kernels --capability 70", "Unknown capability '70'. Did you mean '80'? Known: 80, 90"),
     ],
 )
 def test_a_model_that_cannot_be_made_says_why(arguments, named):

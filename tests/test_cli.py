@@ -171,12 +171,12 @@ def test_checkpoints_that_fail_end_with_1(damage, runs, places, tmp_path):
     assert outcome.stderr.count("\n") == 1
 
 
-def test_an_unwritable_results_folder_ends_with_1(runs, tmp_path):
+def test_results_that_are_no_folder_are_refused(runs, tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
     for command in (["accuracy"], ["rotate", "--angles", "90"], ["attack", "--eps", "8/255"]):
         outcome = sanbench(*command, "--runs", runs, "--results", tmp_path / "results")
-        assert outcome.exit_code == 1
-        assert "--results" in outcome.stderr
+        assert outcome.exit_code == 2
+        assert f"--results {tmp_path / 'results'} is not accepted: it is no folder" in outcome.stderr
     assert sanbench("report", "--results", tmp_path / "results").exit_code == 2
     assert (tmp_path / "results").read_text() == "a file, not a folder"
 

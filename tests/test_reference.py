@@ -36,7 +36,7 @@ def test_every_kind_of_measurement_is_measured_again():
 
     records = Store(REFERENCE / "results").records()
     assert {record.kind for record in records} == set(KINDS)
-    assert len(records) == 8  # rotated by quarter turns and resampled, with and without noise
+    assert len(records) == 9  # rotated by quarter turns and resampled, with and without noise
 
 
 def test_records_and_rows_are_found_again(again):

@@ -38,6 +38,8 @@ def block_in_one_step(
     In training the running averages move. In evaluation blocks are served whose parameters need no gradient. Tracing,
     autocast and modes that look at single operators are not served.
     """
+    if torch.compiler.is_compiling():
+        return None
     norms = {name: layers[name] for name in NORMS}
     parameters = [parameter for name in LAYERS for parameter in (layers[name].weight, layers[name].bias)]
     floats = [parameter for parameter in parameters if parameter is not None]
@@ -50,7 +52,6 @@ def block_in_one_step(
         and is_float32(x, *floats)
         and is_dense(x)
         and (memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1))
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
     )
