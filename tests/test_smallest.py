@@ -15,11 +15,12 @@ import sanbench as library
 from sanbench.data import load_dataset
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation.attacks import attack as attacks
+from sanbench.evaluation.attacks import options
 from sanbench.evaluation.attacks.attack import bind
 from sanbench.evaluation.attacks.smallest import Smallest
 from sanbench.evaluation.attacks.table import ATTACKS, FOOLBOX_2, Search
 from sanbench.evaluation.evaluate import evaluate
-from sanbench.evaluation.kinds import AttackOptions
+from sanbench.evaluation.kinds import AttackOptions, Request
 from sanbench.evaluation.loop import evaluating, score
 from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.statistics import median
@@ -179,7 +180,7 @@ def searched(model, image, label, target):
 def test_search_is_that_of_foolbox_2(network, batch):
     """Written once more from what its source does; another order of sums may end a bisection elsewhere."""
     few = tuple(x[1:5] for x in batch)
-    (step,) = attacks.parse(AttackOptions(attack="pgd-targeted", search=True), attacks.Request(0, 64, None))(
+    (step,) = options.parse(AttackOptions(attack="pgd-targeted", search=True), Request(0, 64, None))(
         type("Evaluated", (), {"model": network, "findings": ()}), None
     )
     assert step.config.search == FOOLBOX_2 and step.setting["step_size"] == "1/30 of ε" and step.setting["steps"] == 40

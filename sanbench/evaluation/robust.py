@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sanbench.evaluation.kinds import TOLERANCE, kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
 from sanbench.evaluation.statistics import Difference, Median, Proportion, mean_proportion, median, paired_difference, wilson
+from sanbench.late import Late
 from sanbench.store.files import Store
 from sanbench.store.schema import Record
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+else:
+    np = Late("numpy")
 
 ReadRows = Callable[[Record], "pd.DataFrame"]
 
