@@ -294,11 +294,13 @@ def workers(
     results: Results = Path("results"),
 ) -> None:
     """Two workers of a thread each on a study's measurements, against one: sanbench bench workers quick."""
-    from sanbench.bench.workers import LIMITS, time_workers
-    from sanbench.studies.expand import Choice, expand
     from sanbench.studies.study import read
 
-    expansion, words = expand(read(name), Choice(limit=limit)), [name, *([] if limit is None else ["--limit", str(limit)])]
+    study = read(name)  # what is wrong in it is told before torch is imported
+    from sanbench.bench.workers import LIMITS, time_workers
+    from sanbench.studies.expand import Choice, expand
+
+    expansion, words = expand(study, Choice(limit=limit)), [name, *([] if limit is None else ["--limit", str(limit)])]
     used = start("cpu")
     (found,) = record_each(results, lambda bar: [time_workers(expansion, words, runs, n, used, bar)])
     table = Table(

@@ -213,6 +213,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, code, squeezenet, runs, 
 
 def test_missing_timm_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "w.pt").write_bytes(b"weights")
     outcome = sanbench("accuracy", "timm:resnet10t", "--weights", tmp_path / "w.pt", "--results", tmp_path)
     assert outcome.exit_code == 2
     assert "pip install 'sanbench[timm]'" in outcome.stderr

@@ -13,7 +13,6 @@ ALWAYS = {  # their value decides which files are read or written, what is compu
     *("angles", "crop", "mask", "attack", "smallest", "search", "eot", "max_passes", "save_images", "surrogate", "kinds"),
     *("severity", "everything", "full", "train", "compiled", "footprint", "dtype", "n", "photographs", "decoders", "images"),
     *("kernels", "stages", "capability", "against", "decode", "archives", "size", "rotate", "folder", "network", "top1"),
-    *("pixels",),
     *("first", "second"),  # of compare
     *("method", "degrees"),  # of spatial
     *("tables", "seeds", "cluster", "train_only"),  # of study

@@ -97,7 +97,7 @@ def test_runs_and_a_dry_run(folder, tmp_path):
     assert not (tmp_path / "runs").exists()
     trained = sanbench(*command, "--run", "mine")
     assert trained.exit_code == 0, trained.output
-    assert "epoch 1 of 2 loss" in trained.stdout
+    assert "epoch 1 of 2 training loss" in trained.stdout
     steps = [line for line in Run(tmp_path / "runs" / "mine").lines() if "data_wait" in line and "step" in line]
     assert [(line["epoch"], line["step"]) for line in steps] == [(1, 6), (2, 6)]
     listed = sanbench("runs", "--runs", str(tmp_path / "runs"))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sanbench.data import ImageList, Images, ReadOptions, find_dataset, load_dataset, read_list
 from sanbench.data.given import check_source, given_images
 from sanbench.device import select_device
-from sanbench.errors import InputError, unknown, validated
+from sanbench.errors import InputError, validated
 from sanbench.evaluation.attacks.attack import Attack, check_gradients
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.comparing import alike
@@ -24,6 +24,7 @@ from sanbench.evaluation.corruption_files import image_sets
 from sanbench.evaluation.evaluate import evaluate as evaluate_conditions
 from sanbench.evaluation.kinds import KINDS, AttackOptions, Request, condition, parse
 from sanbench.evaluation.loop import evaluating
+from sanbench.evaluation.measurements import options_of
 from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import holm, paired_difference
@@ -218,23 +219,6 @@ def ask(measurement: Any, request: Request) -> Asked:
         accepted = ", ".join(each.__name__ for each in types)
         raise InputError(f"measurement {type(options).__name__} is not accepted: accepted are texts, and {accepted}.")
     return Asked(options, parse(kind, options, request))
-
-
-def options_of(measurement: str) -> Any:
-    """`rotate:90,180` -> RotationOptions(angles="90,180"); an attack's name stands for `attack:` and that name."""
-    head, _, rest = measurement.partition(":")
-    if head in ATTACKS:
-        head, rest = "attack", measurement
-    commands: dict[str, tuple[Any, tuple[str, ...]]] = {
-        entry.command: (entry.options, entry.text) for entry in KINDS.values() if entry.options is not None
-    }
-    if head not in commands:
-        raise unknown("measurement", head, [*commands, *ATTACKS])
-    options, fields = commands[head]
-    words = rest.split(":", max(0, len(fields) - 1)) if rest else []
-    if len(words) > len(fields):
-        raise InputError(f"measurement {measurement!r} is not accepted: {head} takes nothing after a colon.")
-    return options(**dict(zip(fields, words, strict=False)))
 
 
 def as_evaluated(

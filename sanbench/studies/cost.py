@@ -1,12 +1,13 @@
 """What a study would take: device-hours from benchmarks of this device, memory and disk, before anything is done."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from sanbench.data.loading import available_cpus
 from sanbench.device import describe
@@ -17,6 +18,9 @@ from sanbench.studies.expand import TablePlan, Training, Wanted
 from sanbench.studies.shape import Shape, shape_of
 from sanbench.studies.status import Standing
 from sanbench.training.plan import STATE, Plan, plan_for
+
+if TYPE_CHECKING:
+    import torch
 
 ROW = 20  # bytes of an image's row, compressed, about
 PGD = 3 * 10  # passes of pgd, as `Round.passes` counts them: 10 steps, a backward pass as two

@@ -1,5 +1,7 @@
 """Expansion: from a study to the trainings and measurements that single commands make, with the same keys."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,20 +9,27 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from sanbench.data import ReadOptions, find_dataset
 from sanbench.errors import InputError, unknown
-from sanbench.evaluation.api import options_of
 from sanbench.evaluation.kinds import KINDS, Request, kind_of, parse
-from sanbench.models import FAMILIES, Classifier, family_name, resolve
+from sanbench.evaluation.measurements import options_of
+from sanbench.late import Late
+from sanbench.models import FAMILIES, family_name, resolve
 from sanbench.runs.config import RECIPES, TrainConfig, configure
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.schema import ModelSpec, slug
 from sanbench.studies.study import Measure, Study, TableEntry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sanbench.models import classifier
+else:
+    nn, classifier = Late("torch.nn"), Late("sanbench.models.classifier")
 
 SIZES = ("parameters", "gmacs")  # figures of a network, all others are measured
 HITS = ("top1", "top5")  # figures of upright images
@@ -107,7 +116,7 @@ class Asked:
     def wanted(self) -> list[Wanted]:
         """The same as what records will say of them. No image is read."""
         spec = ModelSpec(name="any")
-        network = EvaluatedModel(Classifier(spec, nn.Identity()), "", "any", {}, {}, "not trained")
+        network = EvaluatedModel(classifier.Classifier(spec, nn.Identity()), "", "any", {}, {}, "not trained")
         images = SimpleNamespace(name=self.data, widest=0, among=None)
         return [self.told(perturbation) for perturbation in self.bind(network, images)]
 
@@ -190,13 +199,13 @@ def expand(study: Study, choice: Choice = Choice()) -> Expansion:
         if find_dataset(data, ReadOptions())[0].test_only:
             raise InputError(f"{data} has test images only: nothing can be trained on it.")
     names = study.networks.content.networks
-    tables = [TablePlan(key, entry, columns(study, key, entry)) for key, entry in study.content.tables.items()]
     for word in choice.tables or ():
         if word not in study.content.tables:
             raise unknown(f"table of {study.name}", word, study.content.tables)
     for word in choice.networks or ():
         if word not in names:
             raise unknown(f"network of {study.name}", word, names)
+    tables = [TablePlan(key, entry, columns(study, key, entry)) for key, entry in study.content.tables.items()]
     trainings = list(configured(study, choice, data))
     whole = Expansion(study, choice, data, trainings, list(asked(study, choice, data)), tables)
     check_columns(whole)
