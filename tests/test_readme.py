@@ -37,6 +37,7 @@ LONG_WORK = {  # what a command does at its end: the library call that it is the
     "bench attacks": ("sanbench.bench.attacks.time_attacks",),
     "bench protocol": ("sanbench.bench.protocol.time_protocol",),
     "bench workers": ("sanbench.bench.workers.time_workers",),
+    "bench startup": ("sanbench.bench.startup.time_commands",),
     "bench images": ("sanbench.bench.photographs.make_imagenet",),
     "bench data": ("sanbench.bench.reading.time_reading",),
     "bench kernels": ("sanbench.bench.gpu_kernels.compile_kernels",),
