@@ -23,6 +23,7 @@ from sanbench_cli.options import (
     Root,
     Runs,
     list_of,
+    number_within,
     one_of,
     start,
 )
@@ -54,6 +55,9 @@ def model(
     footprint: Annotated[
         list[int] | None, typer.Option(help="Of stages 1 to 4; default: 7; several sweep.", **FOOTPRINT)
     ] = None,
+    width: Annotated[
+        float, typer.Option(help="Multiplies all channels of both.", callback=number_within("--width", 0, 8))
+    ] = 1.0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, by autocast.", callback=one_of("dtype", DTYPES))] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     n: Count = 9,
@@ -71,7 +75,7 @@ def model(
 
     mode = "train" if train else "attack" if attack else "evaluate"
     step: dict[str, Any] = {"mode": mode, "batch_size": batch_size, "dtype": dtype, "compiled": compiled}
-    names, sweep = pairs or ["san19_pairwise", "san19_patchwise"], (image_size or [224], footprint or [7])
+    names, sweep = pairs or ["san19_pairwise", "san19_patchwise"], (image_size or [224], footprint or [7], width)
     used = start(device)
     found = record_each(results, lambda bar: time_pairs(names, *sweep, n, used, bar, **step))
     headings = ("image", "footprint", "ms", "images/s", RATIO, "kept, MB", "peak, MB")

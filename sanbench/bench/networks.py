@@ -56,6 +56,7 @@ def time_pairs(
     names: Sequence[str],
     image_sizes: Sequence[int],
     footprints: Sequence[int],
+    width: float,
     n: int,
     device: torch.device,
     progress: Report = silent,
@@ -70,9 +71,10 @@ def time_pairs(
     for (name, baseline), image_size, footprint in product(baselines.items(), image_sizes, footprints):
         if baseline is None:
             raise InputError(f"{name} is not accepted: name a SAN, it is timed against its ResNet.")
-        variation = () if footprint == FOOTPRINT else (("footprint", footprint),)
+        shared = () if width == 1 else (("width", width),)
+        variation = shared if footprint == FOOTPRINT else (*shared, ("footprint", footprint))
         san = Case(name, image_size=image_size, variation=variation, **step)
-        yield time_pair(san, replace(san, model=baseline, variation=()), n, device, progress)
+        yield time_pair(san, replace(san, model=baseline, variation=shared), n, device, progress)
 
 
 def time_pair(san: Case, resnet: Case, n: int, device: torch.device, progress: Report = silent) -> Benchmark:

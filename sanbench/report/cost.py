@@ -1,6 +1,7 @@
 """What networks cost on the machines they were timed on: a table, and the picture of its sweeps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sanbench.report.charts import Panel, Range, Series
 from sanbench.report.rendering import Block, Heading, Picture, Table, Text
@@ -38,8 +39,8 @@ def row(benchmark: Benchmark) -> dict[str, str]:
     kept, of = (benchmark.bytes[side][0] for side in ("san", "resnet"))
     median, low, high = benchmark.ratio or (float("nan"),) * 3
     return {
-        "network": setting["san"]["model"],
-        "beside": setting["resnet"]["model"],
+        "network": named(setting["san"]),
+        "beside": named(setting["resnet"]),
         "mode": setting["mode"],
         "dtype": f"{setting['dtype']}{', compiled' if setting['compiled'] else ''}",
         "batch": str(setting["batch_size"]),
@@ -52,6 +53,10 @@ def row(benchmark: Benchmark) -> dict[str, str]:
     }
 
 
+def named(side: dict[str, Any]) -> str:
+    return f"{side['model']} x{side['width']:g}" if "width" in side else str(side["model"])
+
+
 def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, Sequence[float]]]:
     """Median, least and largest ratio by value, of pairs that were timed at several values of `varied` with all else alike."""
     found: dict[str, dict[int, Sequence[float]]] = {}
@@ -61,7 +66,7 @@ def sweeps(benchmarks: Sequence[Benchmark], varied: str) -> dict[str, dict[int, 
         setting = benchmark.setting
         other = next(name for name in SWEEPS if name != varied)
         name = (
-            f"{setting['san']['model']} / {setting['resnet']['model']}, "
+            f"{named(setting['san'])} / {named(setting['resnet'])}, "
             f"{setting['mode']}, batch {setting['batch_size']}, {SWEEPS[other]} {setting[other]}, "
             f"{setting['dtype']}, {'compiled' if setting['compiled'] else 'eager'}, {setting['kernel']}, {benchmark.device}"
         )
