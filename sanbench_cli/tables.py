@@ -1,5 +1,6 @@
 """Tables on the terminal, in which no word is broken and no name is cut, however narrow it is."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,11 @@ def condition_rows(
         if success:
             cells = (f"{100 * success[name].value:.1f}" if name in success else "" for name in networks)
             yield ["  attack success", *cells]
+        nearest = {name: findings.smallest(record)[0].value for name, record in own.items() if record.kind == "smallest"}
+        if nearest:
+            scale, unit = (255, ", in 1/255") if alike[0].setting["norm"] == "linf" else (1, "")
+            told = {name: f"{scale * eps:.2f}" if eps < math.inf else "beyond" for name, eps in nearest.items()}
+            yield [f"  median ε{unit}", *(told.get(name, "") for name in networks)]
 
 
 def by_condition(records: "Sequence[Record]") -> "dict[str, list[Record]]":

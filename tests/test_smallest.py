@@ -279,7 +279,8 @@ def test_the_report_shows_medians_and_a_curve_that_falls(network, batch, tmp_pat
     assert checked.exit_code == 0, checked.output
     with console.capture() as printed:
         print_records(found.records, found.findings, tmp_path)
-    assert "smallest L∞" in " ".join(printed.get().split())
+    words = " ".join(printed.get().split())
+    assert "smallest L∞" in words and "median ε, in 1/255 │ beyond" in words
     write_report(Store(tmp_path), "md,html,tex,csv")
     text = page(tmp_path, "smallest")
     curve = table(text, "pgd, smallest L∞ ε up to 8/255: robust accuracy")
