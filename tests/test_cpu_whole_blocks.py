@@ -121,7 +121,13 @@ def unserved() -> dict[str, Callable[[], nn.Module]]:
         synchronise(block)
         return block
 
+    def slanted() -> nn.Module:
+        block = block_of(64)
+        block.expand.weight.data = block.expand.weight.data.flatten(1).t().contiguous().t()[:, :, None, None]
+        return block
+
     return {
+        "weights with gaps": slanted,
         "evaluation of weights that need a gradient": lambda: block_of(64).eval(),
         "another relation": lambda: block_of(64, relation="summation"),
         "three linears in gamma": lambda: block_of(64, gamma_depth=3),
@@ -141,6 +147,13 @@ def test_what_is_left_to_the_operators(name, monkeypatch):
     x, _ = case(2, 64, 6, 6)
     dtype = next(block.parameters()).dtype
     assert block(x.to(dtype)).isfinite().all()
+
+
+def test_averages_of_another_precision_are_not_read_as_float32():
+    block = block_of(64)
+    block.after[0].running_mean = block.after[0].running_mean.double()
+    with pytest.raises(RuntimeError, match="dtype double"):  # PyTorch's, as of the operators
+        block(case(2, 64, 6, 6)[0])
 
 
 def test_autocast_other_layouts_and_forced_specifications_are_left_to_the_operators(monkeypatch):

@@ -186,7 +186,7 @@ def test_each_attack_works_on_photographs_of_a_thousand_classes(name):
     evaluated = load(STUB, Path())
     batch, _ = read_sample(224, 8)
     batch = batch._replace(labels=own_predictions(evaluated.model, batch, CPU))
-    config = parse_attacks(name, "4/255")[0][1]
+    config = parse_attacks(name, "4/255" if "linf" in ATTACKS[name].norms else "2")[0][1]
     ((scored,),) = measure(evaluated.model, [(batch, [Attack(name, evaluated.model, config)])], CPU, 8)
     assert batch.images.shape == (8, 3, 224, 224)
     assert scored.rows["success"].any() and scored.rows["finite"].all()

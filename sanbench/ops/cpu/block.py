@@ -42,14 +42,17 @@ def block_in_one_step(
         return None
     norms = {name: layers[name] for name in NORMS}
     parameters = [parameter for name in LAYERS for parameter in (layers[name].weight, layers[name].bias)]
-    floats = [parameter for parameter in parameters if parameter is not None]
+    running: list[Any] = [getattr(norm, name) for norm in norms.values() for name in ("running_mean", "running_var")]
+    floats = [tensor for tensor in (*parameters, position) if tensor is not None]
     training = norms["before"].training
     served = (
         all(type(norm) is nn.BatchNorm2d and norm.training == training for norm in norms.values())
         and relation == RELATION.get(kind)
         and footprint in range(3, LARGEST_FOOTPRINT + 1, 2)
         and kernel() in COMPILED
-        and is_float32(x, *floats)
+        and all(average is not None for average in running)
+        and is_float32(x, *floats, *running)
+        and all(tensor.is_contiguous() for tensor in (*(p for p in parameters if p is not None), *running))  # read by address
         and is_dense(x)
         and (memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1))
         and not torch.is_autocast_enabled("cpu")
