@@ -23,16 +23,25 @@ else:
 
 @dataclass(frozen=True)
 class Relation:
-    """`delta(query, key)`; `channels(R, K)` is its width D and `macs(R, K)` its multiply-accumulates an output pixel."""
+    """`delta(query, key)`; `channels(R, K)` is its width D and `macs(R, K)` its multiply-accumulates an output pixel.
+
+    as_subtraction  (query, key) -> maps whose subtraction this relation is, to the bit: kernels are written for that alone
+    """
 
     delta: Callable[[Tensor, Tensor], Tensor]
     channels: Callable[[int, int], int]
     macs: Callable[[int, int], int] = lambda r, k: 0
     expands_query: bool = False  # the relation reads phi on the whole footprint, not only at i
+    as_subtraction: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def concatenate_pair(query: Tensor, key: Tensor) -> Tensor:
     return torch.cat([query.expand_as(key), key], 1)
+
+
+def side_by_side(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """(query, 0) and (0, -key), of which each channel has one that is not 0."""
+    return torch.cat([query, torch.zeros_like(key)], 1), torch.cat([torch.zeros_like(query), -key], 1)
 
 
 def dot_product(query: Tensor, key: Tensor) -> Tensor:
@@ -54,9 +63,9 @@ def concatenate_patch(query: Tensor, key: Tensor) -> Tensor:
 
 RELATIONS: dict[str, dict[str, Relation]] = {
     "pairwise": {
-        "summation": Relation(add, lambda r, k: r),
+        "summation": Relation(add, lambda r, k: r, as_subtraction=lambda query, key: (query, -key)),
         "subtraction": Relation(sub, lambda r, k: r),
-        "concatenation": Relation(concatenate_pair, lambda r, k: 2 * r),
+        "concatenation": Relation(concatenate_pair, lambda r, k: 2 * r, as_subtraction=side_by_side),
         "hadamard": Relation(mul, lambda r, k: r),
         "dot": Relation(dot_product, lambda r, k: 1, lambda r, k: r * k),
     },

@@ -14,8 +14,10 @@ from sanbench.models import MODELS, baseline_of, counted_size, family_of, resolv
 from sanbench.models.authors_checkpoints import authors_names
 from sanbench.models.normalisation import normalisation, synchronise
 from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
+from sanbench.ops import cpu
 from sanbench.ops.attention import pairwise_delta, patchwise_delta
 from sanbench.ops.footprint import Footprint
+from sanbench.relation import RELATIONS
 from sanbench.store.schema import ModelSpec, Network
 from tests.support import authors_code
 from tests.support.unsettled_weights import unsettle
@@ -144,10 +146,30 @@ class PlainAttention(nn.Module):
         return (shared * window.expand(value)).sum(2).unflatten(2, x.shape[2:])
 
 
-@pytest.mark.parametrize("attention", ["pairwise", "patchwise"])
-def test_training_equals_plain_modules(attention):
+@pytest.mark.parametrize("relation", [name for name, entry in RELATIONS["pairwise"].items() if entry.as_subtraction])
+def test_relations_that_are_subtractions_run_in_the_kernels(relation):
+    """Output and gradients are those of the relation's own operator, which is the tiled specification."""
+    torch.manual_seed(1)
+    layer = SelfAttention(SANConfig(blocks=(1, 1, 1, 1, 1), relation=relation), 64, 5).eval()
+    unsettle(layer)
+    x = torch.randn(2, 64, 6, 7).contiguous(memory_format=torch.channels_last)
+    ours, theirs = ([leaf.detach().requires_grad_() for leaf in layer.project(x)] for _ in range(2))
+    out = layer.attend(*ours)
+    served = cpu.kernel()
+    assert cpu.last_kernel("pairwise_attention") == served
+    grads = torch.autograd.grad(out.cos().sum(), ours)
+    assert cpu.last_kernel("pairwise_attention_backward") == served
+    gamma = layer.mapping(lambda _: x, 0)
+    plain = torch.ops.sanbench.pairwise_attention(*theirs, layer.encode(x), gamma, relation, 5, 1, 1)
+    assert cpu.last_kernel("pairwise_attention") == "tiled"
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(grads, torch.autograd.grad(plain.cos().sum(), theirs))
+
+
+@pytest.mark.parametrize(("attention", "relation"), [(kind, relation) for kind, own in RELATIONS.items() for relation in own])
+def test_training_equals_plain_modules(attention, relation):
     """Output, every gradient and the running averages after two steps, in float64."""
-    config = SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention)
+    config = SANConfig(blocks=(1, 1, 1, 1, 1), attention=attention, relation=relation)
     layers = []
     for _ in range(2):
         torch.manual_seed(1)

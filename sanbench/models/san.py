@@ -64,6 +64,8 @@ class SelfAttention(nn.Module):
             return torch.ops.sanbench.patchwise_attention(*pair, value, gamma, *geometry)
         position = self.encode(value)
         pairs = pixels * self.footprint**2
+        if (as_subtraction := RELATIONS["pairwise"][self.relation].as_subtraction) is not None:
+            (query, key), geometry = as_subtraction(query, key), ("subtraction", *geometry[1:])
         gamma = self.mapping(lambda g: torch.ops.sanbench.pairwise_statistics(query, key, position, g, *geometry), pairs)
         return torch.ops.sanbench.pairwise_attention(query, key, value, position, gamma, *geometry)
 
