@@ -20,11 +20,15 @@ from sanbench.evaluation.sanity_checks import FLAGS
 from sanbench.models import MODELS
 from sanbench.models.san import SANConfig
 from sanbench.report.readme import summary
+from sanbench.report.studies import page as study_page
 from sanbench.runs.config import Recipe
 from sanbench.store.check import check
 from sanbench.store.files import Store
 from sanbench.store.schema import Benchmark, ImageSet, Network, Record
+from sanbench.studies.expand import expand
+from sanbench.studies.status import look
 from sanbench.studies.study import read
+from sanbench.studies.tables import tables
 from tests.support.made_records import attacked, record, rows_of
 from tests.test_imports import ROOMS
 
@@ -45,6 +49,23 @@ def written() -> str:
 
 def test_the_readmes_table_is_that_of_the_results() -> None:
     assert BLOCK.findall(README.read_text()) == [written()]
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in (ROOT / "results").glob("*/records")])
+def test_the_tables_of_studies_are_those_of_their_results(name: str, tmp_path: Path) -> None:
+    """results/STUDY/ has a page, and docs/studies.md rows of it."""
+    store = Store(shutil.copytree(ROOT / "results" / name, tmp_path / "results"))
+    standing = look(expand(read(name)), store, tmp_path / "runs")
+    committed = (ROOT / "results" / name / "studies" / f"{name}.md").read_text()
+    assert committed == study_page(standing, tables(standing, Findings.of(store)))
+    rows = section(page("studies"), f"results/{name}/")
+    assert rows and [row for row in rows if row not in committed.splitlines()] == []
+
+
+def section(text: str, named: str) -> list[str]:
+    """The lines of tables in the section that has `named`."""
+    (found,) = (part for part in re.split(r"^## ", text, flags=re.M) if named in part)
+    return [line for line in found.splitlines() if line.startswith("|")]
 
 
 def test_the_readme_is_short() -> None:

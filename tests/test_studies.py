@@ -129,6 +129,20 @@ def test_quick_all_and_full_are_what_reproduce_ran():
     }
 
 
+def test_adversarial_networks_stand_beside_plain_ones():
+    found = expand(read("adversarial"))
+    expected = {}
+    for network in ("resnet26", "san10_pairwise"):
+        changes = SMALL | ({"lr": 0.004} if network == "san10_pairwise" else {})
+        expected[f"adversarial-{network}"] = configure(network, "fashion10k", changes=changes)
+        madry = {"adversary": "pgd", "adversary_eps": "8/255", "adversary_steps": 7}
+        expected[f"adversarial-{network}_adversarial"] = configure(network, "fashion10k", changes=changes | madry)
+    assert {training.name: training.config for training in found.trainings} == expected
+    budgets = {(f"pgd, L∞ ε = {eps}/255", None) for eps in (2, 4, 8)} | {("standard, L∞ ε = 8/255", 128)}
+    for own in found.wanted.values():
+        assert {(w.about, w.limit) for w in own} == {("upright", None)} | budgets
+
+
 def test_what_was_committed_counts_as_done(tmp_path):
     store = Store(ROOT / "results")
     records = {(r.run, r.kind, canonical(r.setting), r.data.images) for r in store.records()}
