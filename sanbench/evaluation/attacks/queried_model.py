@@ -209,6 +209,8 @@ class QueriedModel(nn.Module):
         if not self.aim.bounded:
             away = distance(self.images[alive], x, self.aim.norm)
             wrong &= (away <= self.budgets[alive] + TOLERANCE[self.aim.norm] / 2) & inside_box(x)
+        if not wrong.any():  # most queries of a search
+            return
         done = wrong & self.done(prediction, alive)
         kept = done | (wrong & ~self.fallen[alive])
         if self.aim.nearest:
