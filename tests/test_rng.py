@@ -6,7 +6,7 @@ import torch
 
 from sanbench.data import load_dataset
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.parts import EvaluationOptions

@@ -17,7 +17,8 @@ from sanbench.data import ImageList, Images, ReadOptions, find_dataset, load_dat
 from sanbench.data.given import check_source, given_images
 from sanbench.device import select_device
 from sanbench.errors import InputError, validated
-from sanbench.evaluation.attacks.attack import Attack, check_gradients
+from sanbench.evaluation.attacks.attack import Attack
+from sanbench.evaluation.attacks.options import check_gradients
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.comparing import alike
 from sanbench.evaluation.corruption_files import image_sets

@@ -135,5 +135,4 @@ class Averaged:
         for number in range(self.passes):
             with ImageNoise(self.seed, here, self.stream, [number] * len(here)):
                 total = total + self.model(x)
-        mean: Tensor = total / self.passes
-        return mean
+        return total / self.passes
