@@ -129,8 +129,8 @@ def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
 
 def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
-    original = parts.measure
-    monkeypatch.setattr(parts, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
+    original = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
     store = Store(tmp_path)
     first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 2  # an outcome a condition
