@@ -7,7 +7,6 @@ import torch
 from sanbench.data import TensorImages, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation import parts
 from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
