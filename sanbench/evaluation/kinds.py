@@ -136,10 +136,6 @@ def declared_rotation(setting: Setting) -> str:
     return listed({name: value for name, value in setting.items() if name != "angle"}, ", ")
 
 
-def full_rotation(setting: Setting) -> str:
-    return ", ".join(filter(None, [short_rotation(setting), declared_rotation(setting)]))
-
-
 def order_rotation(setting: Setting) -> tuple[Any, ...]:
     return isinstance(setting["angle"], str), setting["angle"]
 
@@ -156,10 +152,6 @@ def short_spatial(setting: Setting) -> str:
 
 def declared_spatial(setting: Setting) -> str:
     return listed({name: setting[name] for name in ("interpolation", "fill")}, ", ")
-
-
-def full_spatial(setting: Setting) -> str:
-    return f"{short_spatial(setting)}, {declared_spatial(setting)}"
 
 
 def order_spatial(setting: Setting) -> tuple[Any, ...]:
@@ -199,10 +191,6 @@ def declared_smallest(setting: Setting) -> str:
     return listed({name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}, "; ")
 
 
-def short_corruption(setting: Setting) -> str:
-    return f"{setting['corruption']} {setting['severity']}"
-
-
 def budget(setting: Setting) -> Fraction:
     """ε in pixels of [0, 1]."""
     return Fraction(setting["eps"])
@@ -232,7 +220,7 @@ class Kind:
     section   module of `sanbench.report` whose function `section` makes its part of the report
     short     what was done to the images, in a few words, from a record's setting
     declared  what stands above a table whose columns share it
-    full      how a table names it that mixes conditions; None: `short` is enough
+    full      whether a table that mixes conditions also says what is declared
     order     of its conditions in a table
     nested    (group, budget) where an image that falls within a smaller budget of the group has fallen within a larger one
     options   of its command, whose docstring is the command's help; None: another kind's command makes it
@@ -247,7 +235,7 @@ class Kind:
     declared: Callable[[Setting], str] = lambda setting: ""
     order: Callable[[Setting], tuple[Any, ...]] = lambda setting: ()
     nested: Callable[[Setting], tuple[str, Fraction] | None] = lambda setting: None
-    full: Callable[[Setting], str] | None = None
+    full: bool = False
     options: type[Any] | None = None
     command: str = ""
     text: tuple[str, ...] = ()
@@ -269,7 +257,7 @@ KINDS: dict[str, Kind] = {
         short_rotation,
         declared_rotation,
         order_rotation,
-        full=full_rotation,
+        full=True,
         options=RotationOptions,
         command="rotate",
         text=("angles",),
@@ -281,7 +269,7 @@ KINDS: dict[str, Kind] = {
         short_spatial,
         declared_spatial,
         order_spatial,
-        full=full_spatial,
+        full=True,
         options=SpatialOptions,
         command="spatial",
         text=("method",),
@@ -304,7 +292,7 @@ KINDS: dict[str, Kind] = {
     "corruption": Kind(
         "Corrupted",
         "corruptions",
-        short_corruption,
+        lambda setting: f"{setting['corruption']} {setting['severity']}",
         options=CorruptionOptions,
         command="corrupt",
         text=("kinds", "severity"),
@@ -321,7 +309,7 @@ def kind_of(name: str) -> Kind:
 def condition(kind: str, setting: Setting) -> str:
     """`15°, interpolation bilinear, fill black`, `pgd, L∞ ε = 8/255`: what was done to the images."""
     entry = kind_of(kind)
-    return (entry.full or entry.short)(setting)
+    return ", ".join(filter(None, [entry.short(setting), entry.declared(setting) if entry.full else ""]))
 
 
 def parse(kind: str, options: Any, request: Request) -> "Bind":

@@ -17,7 +17,7 @@ from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eig
 from sanbench.evaluation.attacks.queried_model import SPENT, VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
 from sanbench.evaluation.loop import Interruptible, Perturbation, Perturbed, Seen, predictions
-from sanbench.evaluation.rng import Averaged, ImageNoise, image_seed, per_image_random
+from sanbench.evaluation.rng import Averaged, ImageNoise, PerImageRandom, image_seed
 from sanbench.evaluation.sanity_checks import attack_flags
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
@@ -287,7 +287,7 @@ def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
     if queried.eot > 1:
         numbers, stream = indices.tolist(), f"{turn.stream} {turn.restart} noise"
         queried.noise = lambda rows, passes: ImageNoise(seed, [numbers[row] for row in rows.tolist()], stream, passes.tolist())
-    random = per_image_random(seed, indices, turn.stream, turn.restart, queried.rows)
+    random = PerImageRandom(seed, indices, turn.stream, turn.restart, queried.rows)
     with torch.enable_grad(), random, suppress(AllFallen):
         final = ATTACKS[turn.attack].run(queried, turn).detach()
         if not (queried.aim.leaves or queried.aim.nearest):
