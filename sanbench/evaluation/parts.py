@@ -105,26 +105,20 @@ def readers(job: Job) -> int:
     return default_workers(job.images, job.options.nproc if job.options.nproc > 1 else None, changing)
 
 
-class Task(NamedTuple):
-    """Conditions of a part that are measured on the same batch: one that readers make, or all others."""
-
-    part: int
-    conditions: list[Condition]
-
-
 class OwnParts:
     """The parts of a job that this process can claim: `measure` is given their `stream`, and `keep` is given what it finds.
 
     While the network works on a batch, the reading processes read, and corrupt, those that come after it.
 
     say     is told where this process is
-    tasks   what readers were asked for, in order
+    tasks   what readers were asked for, in order: a part, and the conditions that are measured on the same batch of it. That
+            is one that readers make, or all others
     pieces  part, condition and seconds waited of what is being measured, in order
     """
 
     def __init__(self, job: Job, claims: Claims, device: torch.device, say: "Say") -> None:
         self.job, self.claims, self.device, self.say = job, claims, device, say
-        self.tasks: list[Task] = []
+        self.tasks: list[tuple[int, list[Condition]]] = []
         self.pieces: list[tuple[int, Condition, float]] = []
         self.told, self.finished = time.monotonic(), -1
 
@@ -146,7 +140,7 @@ class OwnParts:
         self.tell(0)
 
     def claimed(self) -> Iterator[Request]:
-        """What readers are asked for: each part that is this process's, claimed when they are ready for it; see `Task`."""
+        """What readers are asked for: each part that is this process's, claimed when they are ready for it."""
         job = self.job
         for number, indices in job.parts.items():
             missing = {claim(condition, number): condition for condition in job.missing(number)}
@@ -160,11 +154,11 @@ class OwnParts:
             self.claims.release(done)
             mine = [missing[name] for name in taken if name not in done]
             if as_read := [condition for condition in mine if not condition.perturbation.by_reader]:
-                self.tasks.append(Task(number, as_read))
+                self.tasks.append((number, as_read))
                 yield Request(None, indices)
             for condition in mine:
                 if condition.perturbation.by_reader:
-                    self.tasks.append(Task(number, [condition]))
+                    self.tasks.append((number, [condition]))
                     yield Request(condition.measurement.id, indices)
 
     def keep(self, scored: Scored) -> None:
