@@ -81,7 +81,7 @@ def evaluate(
             forget(job, claims, told)
             found |= job.recorded()
             while left := [c for c in job.conditions if c.measurement.key not in found]:
-                rest = replace(job, conditions=left, done=set(), stood={})
+                rest = replace(job, conditions=left, done={})
                 own = OwnParts(rest, claims, device, partial(tell, rest, told))
                 several = options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
                 if several:

@@ -165,7 +165,8 @@ def short_attack(setting: Setting) -> str:
 def shared_attack(setting: Setting) -> dict[str, Any]:
     """What all budgets of an attack share, by name."""
     shared = {name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}
-    if "step_size" in shared and math.isclose(budget(setting), 4 * Fraction(setting["step_size"])):
+    step = shared.get("step_size", "ε")  # of smallest perturbations a share of ε
+    if "ε" not in step and math.isclose(budget(setting), 4 * Fraction(step)):
         shared["step_size"] = "ε/4"
     return shared
 
@@ -185,10 +186,6 @@ def short_transfer(setting: Setting) -> str:
 def short_smallest(setting: Setting) -> str:
     how = "searched as by foolbox 2" if "search" in setting else f"smallest {NORMS[setting['norm']]} ε up to {setting['eps']}"
     return f"{setting['attack']}, {how}"
-
-
-def declared_smallest(setting: Setting) -> str:
-    return listed({name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}, "; ")
 
 
 def budget(setting: Setting) -> Fraction:
@@ -287,7 +284,7 @@ KINDS: dict[str, Kind] = {
         text=("attack", "eps"),
         parse="sanbench.evaluation.attacks.options:parse",
     ),
-    "smallest": Kind("Smallest perturbations", "smallest", short_smallest, declared_smallest, order_attack),
+    "smallest": Kind("Smallest perturbations", "smallest", short_smallest, declared_attack, order_attack),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
     "corruption": Kind(
         "Corrupted",

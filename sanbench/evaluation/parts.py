@@ -60,8 +60,8 @@ class Job:
     store: Store
     options: EvaluationOptions
     since: str = ""  # records that were created before do not count
-    done: set[tuple[int, int]] = field(default_factory=set)  # (condition, part) that need not be looked for again
-    stood: dict[tuple[int, int], int] = field(default_factory=dict)  # (attack, part): images that were right under it
+    # (condition, part) that need not be looked for again: of attacks the images that are right, as far as that is known
+    done: dict[tuple[int, int], int | None] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -77,14 +77,11 @@ class Job:
 
     def finished(self) -> int:
         """How many parts of measurements are done, by any process."""
-        every = ((number, part) for part in self.parts for number in range(len(self.conditions)))
-        left = (pair for pair in every if pair not in self.done)
-        new = [pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1])]
-        for number, part in new:
-            measurement, perturbation = self.conditions[number]
-            if perturbation.has_examples and (rows := self.store.part_rows(measurement, part)) is not None:
-                self.stood[number, part] = int((rows["prediction"] == rows["label"]).sum())
-        self.done.update(new)
+        for part in self.parts:
+            for number, (measurement, perturbation) in enumerate(self.conditions):
+                if (number, part) not in self.done and self.store.has_part(measurement, part):
+                    rows = self.store.part_rows(measurement, part) if perturbation.has_examples else None
+                    self.done[number, part] = None if rows is None else int((rows["prediction"] == rows["label"]).sum())
         return len(self.done)
 
     @property
@@ -250,7 +247,7 @@ def tell(job: Job, progress: Report, notice: str = "", running: Sequence[At] = (
         words += [f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
         detail = ", ".join(filter(None, words))
         if seen.standing is not None:
-            stood = {part: count for (which, part), count in job.stood.items() if which == number}
+            stood = {part: right for (which, part), right in job.done.items() if which == number and right is not None}
             images = size + sum(len(job.parts[part]) for part in stood)
             detail += f", {seen.standing:,} of {size:,} stand"
             figures = {"robust": (seen.standing + sum(stood.values())) / images}
