@@ -66,7 +66,7 @@ class Interruptible:
     """
 
     def __init__(self, keeper: Keeper | None, state: dict[str, Tensor], indices: Tensor) -> None:
-        found = (keeper and keeper.load()) or {}
+        found = keeper.load() if keeper else None
         self.keeper, self.state, self.indices = keeper, state, indices
         self.where: dict[str, Any] = {}
         if found and found["indices"].tolist() == indices.tolist():
