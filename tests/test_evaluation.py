@@ -1,4 +1,6 @@
-"""The evaluation loop: modes, rows, parts, subsets, and what is measured again."""
+"""The evaluation loop: the way to it, modes, rows, parts, subsets, and what is measured again."""
+
+import traceback
 
 import pandas as pd
 import pytest
@@ -13,9 +15,29 @@ from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, s
 from sanbench.evaluation.rotations import Rotation
 from sanbench.progress import Progress
 from sanbench.store.files import Store
+from tests.support.commands import sanbench
 from tests.support.quick_measurements import measured
 
 CPU = torch.device("cpu")
+
+COMMANDS = ["accuracy", "rotate --angles 90", "spatial --draws 2", "attack", "attack --surrogate resnet26", "corrupt --kinds fog"]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_from_a_command_to_the_loop_are_three_calls(words, runs, tmp_path, monkeypatch):
+    """`sanbench.evaluate`, `evaluate` and `measure`, as docs/architecture.md says."""
+    found = []
+
+    def loop(*_):
+        found.extend(traceback.extract_stack())
+        raise InputError("far enough")
+
+    monkeypatch.setattr(evaluation, "measure", loop)
+    outcome = sanbench(*words.split(), "--runs", runs, "--results", tmp_path)
+    assert "far enough" in outcome.output
+    places = [(frame.filename.rpartition("sanbench")[2], frame.name) for frame in found]
+    command = places.index(("_cli/evaluation.py", "run"))
+    assert places[command + 1 : -1] == [("/evaluation/api.py", "evaluate"), ("/evaluation/evaluate.py", "evaluate")]
 
 
 @pytest.mark.slow
