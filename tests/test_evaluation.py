@@ -20,10 +20,10 @@ from tests.support.quick_measurements import measured
 
 CPU = torch.device("cpu")
 
-COMMANDS = ["accuracy", "rotate --angles 90", "spatial --draws 2", "attack", "attack --surrogate resnet26", "corrupt --kinds fog"]
+TYPED = ["accuracy", "rotate --angles 90", "spatial --draws 2", "attack", "attack --surrogate resnet26", "corrupt --kinds fog"]
 
 
-@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("words", TYPED)
 def test_from_a_command_to_the_loop_are_three_calls(words, runs, tmp_path, monkeypatch):
     """`sanbench.evaluate`, `evaluate` and `measure`, as docs/architecture.md says."""
     found = []
