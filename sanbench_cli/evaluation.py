@@ -108,46 +108,6 @@ class Evaluation:
         evaluated.model.to(start(self.device))
         return evaluated
 
-    def run(self, kind: str, options: Any) -> None:
-        """The one way from a command to the evaluation loop."""
-        request = Request(self.seed, self.batch_size, self.load, self.data)
-        bind = parse(kind, options, request)  # what is wrong is said before anything, and before torch is imported
-        from sanbench.data import ReadOptions, find_dataset, read_list
-        from sanbench.progress import within
-        from sanbench.runs.evaluated import load_evaluated
-        from sanbench.store.schema import now
-
-        begun = now()
-        listed = None if self.images is None else read_list(self.images)
-        if self.data is not None:
-            find_dataset(self.data, ReadOptions())
-        with progress() as bar:
-            networks = load_evaluated(self.networks or [], self.runs, self.weights or (), self.preprocessing)
-            from sanbench.evaluation.api import Asked, evaluate
-            from sanbench.evaluation.robust import Findings
-            from sanbench.store.files import Store
-
-            store, records = Store(self.results), list["Record"]()
-            names = [name for evaluated in networks if (name := self.data or evaluated.data["name"])]
-            check_data_options(names, {"data_root": self.data_root, "decoder": self.decoder})
-            start(self.device)
-            for number, evaluated in enumerate(networks):
-                found = evaluate(
-                    evaluated,
-                    self.data,
-                    Asked(options, bind),
-                    **{name: getattr(self, name) for name in ("limit", "seed", "device", "data_root", "batch_size", "workers")},
-                    images=listed,
-                    decoder=self.decoder or "pil",
-                    force=self.force,
-                    nproc=self.nproc,
-                    save_images=getattr(options, "save_images", 0),
-                    store=store,
-                    progress=within(bar, number / len(networks), (number + 1) / len(networks)),
-                )
-                records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
-        print_records(records, Findings.of(store), self.results, begun)
-
 
 def evaluation_command(name: str, kind: Kind) -> Callable[..., None]:
     """The command of a kind of measurement: its own options, then those of `Evaluation`.
@@ -160,7 +120,43 @@ def evaluation_command(name: str, kind: Kind) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         options = options_type(**{option.name: values.pop(option.name) for option in own})
-        Evaluation(**values).run(name, options)
+        asked = Evaluation(**values)
+        request = Request(asked.seed, asked.batch_size, asked.load, asked.data)
+        bind = parse(name, options, request)  # what is wrong is said before anything, and before torch is imported
+        from sanbench.data import ReadOptions, find_dataset, read_list
+        from sanbench.progress import within
+        from sanbench.runs.evaluated import load_evaluated
+        from sanbench.store.schema import now
+
+        begun = now()
+        listed = None if asked.images is None else read_list(asked.images)
+        if asked.data is not None:
+            find_dataset(asked.data, ReadOptions())
+        with progress() as bar:
+            networks = load_evaluated(asked.networks or [], asked.runs, asked.weights or (), asked.preprocessing)
+            from sanbench.evaluation.api import Asked, evaluate
+            from sanbench.evaluation.robust import Findings
+            from sanbench.store.files import Store
+
+            store, records = Store(asked.results), list["Record"]()
+            names = [set_name for evaluated in networks if (set_name := asked.data or evaluated.data["name"])]
+            check_data_options(names, {"data_root": asked.data_root, "decoder": asked.decoder})
+            start(asked.device)
+            shared_options = ("limit", "seed", "device", "data_root", "batch_size", "workers", "force", "nproc")
+            for number, evaluated in enumerate(networks):
+                found = evaluate(
+                    evaluated,
+                    asked.data,
+                    Asked(options, bind),
+                    **{option: getattr(asked, option) for option in shared_options},
+                    images=listed,
+                    decoder=asked.decoder or "pil",
+                    save_images=getattr(options, "save_images", 0),
+                    store=store,
+                    progress=within(bar, number / len(networks), (number + 1) / len(networks)),
+                )
+                records += [record.model_copy(update={"run": evaluated.run}) for record in found.records]
+        print_records(records, Findings.of(store), asked.results, begun)
 
     taken = {option.name for option in own}
     parameters = [shared[0], *own, *(renamed(option, taken) for option in shared[1:])]

@@ -11,8 +11,9 @@ from torch import nn
 
 from sanbench.data import load_dataset
 from sanbench.errors import InputError
-from sanbench.evaluation.attacks.attack import Attack, Surrogate, bind
+from sanbench.evaluation.attacks.attack import Attack, Surrogate
 from sanbench.evaluation.attacks.budget import distance
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, member_config, parse_attacks
 from sanbench.evaluation.loop import evaluating
 from sanbench.evaluation.rng import image_seed

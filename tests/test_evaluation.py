@@ -1,4 +1,6 @@
-"""The evaluation loop: modes, rows, parts, subsets, and what is measured again."""
+"""The evaluation loop: the way to it, modes, rows, parts, subsets, and what is measured again."""
+
+import traceback
 
 import pandas as pd
 import pytest
@@ -7,16 +9,35 @@ import torch
 from sanbench.data import TensorImages, load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation import parts
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.loop import Identity, Perturbed, evaluating, measure, score
 from sanbench.evaluation.rotations import Rotation
 from sanbench.progress import Progress
 from sanbench.store.files import Store
+from tests.support.commands import sanbench
 from tests.support.quick_measurements import measured
 
 CPU = torch.device("cpu")
+
+TYPED = ["accuracy", "rotate --angles 90", "spatial --draws 2", "attack", "attack --surrogate resnet26", "corrupt --kinds fog"]
+
+
+@pytest.mark.parametrize("words", TYPED)
+def test_from_a_command_to_the_loop_are_three_calls(words, runs, tmp_path, monkeypatch):
+    """`sanbench.evaluate`, `evaluate` and `measure`, as docs/architecture.md says."""
+    found = []
+
+    def loop(*_):
+        found.extend(traceback.extract_stack())
+        raise InputError("far enough")
+
+    monkeypatch.setattr(evaluation, "measure", loop)
+    outcome = sanbench(*words.split(), "--runs", runs, "--results", tmp_path)
+    assert "far enough" in outcome.output
+    places = [(frame.filename.rpartition("sanbench")[2], frame.name) for frame in found]
+    command = places.index(("_cli/evaluation.py", "run"))
+    assert places[command + 1 : -1] == [("/evaluation/api.py", "evaluate"), ("/evaluation/evaluate.py", "evaluate")]
 
 
 @pytest.mark.slow
@@ -129,8 +150,8 @@ def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
 
 def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
-    original = parts.measure
-    monkeypatch.setattr(parts, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
+    original = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
     store = Store(tmp_path)
     first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 2  # an outcome a condition

@@ -23,7 +23,8 @@ from sanbench.data import Changed, Images, ReadOptions, Request, load_dataset
 from sanbench.errors import SanbenchError
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
-from sanbench.evaluation.attacks.attack import Attack, bind
+from sanbench.evaluation.attacks.attack import Attack
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
 from sanbench.evaluation.loop import Identity, measure

@@ -6,11 +6,11 @@ import torch
 
 from sanbench.data import load_dataset
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.parts import EvaluationOptions
-from sanbench.evaluation.rng import PerImageRandom, per_image_random
+from sanbench.evaluation.rng import PerImageRandom
 from sanbench.models import Classifier
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
@@ -90,7 +90,7 @@ def test_two_processes_give_the_rows_of_one(network, tmp_path, monkeypatch):
 def draws(kind, size, indices, seed=3, restart=0):
     parts = []
     for chunk in indices.split(size):
-        with per_image_random(seed, chunk, "pgd", restart):
+        with PerImageRandom(seed, chunk, "pgd", restart):
             shape = (len(chunk), 3, 4, 4)
             made = {
                 "uniform_": lambda s: torch.empty(s).uniform_(-1, 1),
@@ -119,10 +119,10 @@ def test_random_numbers_belong_to_seed_image_and_restart(kind):
 def test_shared_draws_do_not_depend_on_the_images_and_unknown_ones_fail():
     found = []
     for indices in (torch.arange(3), torch.arange(50, 57)):
-        with per_image_random(1, indices, "square"):
+        with PerImageRandom(1, indices, "square"):
             found.append((torch.rand([1]), torch.rand([3, 1, 1])))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    with per_image_random(1, torch.arange(3), "square"), pytest.raises(NotImplementedError):
+    with PerImageRandom(1, torch.arange(3), "square"), pytest.raises(NotImplementedError):
         torch.randint(0, 4, (3,))
 
 

@@ -12,7 +12,7 @@ from sanbench.data.images import centre
 from sanbench.errors import InputError
 from sanbench.evaluation import turning
 from sanbench.evaluation.loop import Identity, Perturbed, measure
-from sanbench.evaluation.rotations import Flip, Frame, Rotation, parse_angles, parse_order
+from sanbench.evaluation.rotations import Frame, Rotation, parse_angles, parse_order
 from sanbench.models import build_model
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
@@ -30,12 +30,12 @@ def test_rotation_is_clockwise():
     assert turned(Rotation(90)) == [[3, 1], [4, 2]]  # the upper left corner goes to the upper right
     assert turned(Rotation(180)) == [[4, 3], [2, 1]]
     assert turned(Rotation(270)) == [[2, 4], [1, 3]]
-    assert turned(Flip()) == [[3, 4], [1, 2]]
+    assert turned(Rotation("flip")) == [[3, 4], [1, 2]]
 
 
 def test_a_mirror_reverses_columns_and_quarter_turns_are_exact_in_every_frame():
     image = torch.rand(1, 3, 32, 32)
-    assert torch.equal(Flip("mirror")(image, None, None).images, image.flip(3))
+    assert torch.equal(Rotation("mirror")(image, None, None).images, image.flip(3))
     turned = Rotation(90, Frame("nearest", "white"))(image, None, None).images
     assert torch.equal(turned, Rotation(90)(image, None, None).images)
 

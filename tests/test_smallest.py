@@ -16,7 +16,7 @@ from sanbench.data import load_dataset
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation.attacks import attack as attacks
 from sanbench.evaluation.attacks import options
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.smallest import Smallest
 from sanbench.evaluation.attacks.table import ATTACKS, FOOLBOX_2, Search
 from sanbench.evaluation.evaluate import evaluate
@@ -215,7 +215,7 @@ def test_what_does_not_go_with_it_is_refused(words, sentence, tmp_path):
 
 
 def test_a_search_goes_on_at_the_round_that_was_interrupted(network, batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(attacks, "KEEP", -1.0)
+    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1.0)
     pair = batch[:2]
     wanted = AttackOptions(attack="pgd", eps="8/255", smallest=True, bisections=3, steps=3)
     whole = library.evaluate(network, pair, wanted)

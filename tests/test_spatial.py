@@ -15,7 +15,6 @@ import sanbench
 from sanbench.data import load_dataset
 from sanbench.errors import InputError
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation import spatial
 from sanbench.evaluation.kinds import SpatialOptions
 from sanbench.evaluation.loop import evaluating, score
 from sanbench.evaluation.robust import Findings
@@ -215,22 +214,23 @@ class Kept:
 
 @pytest.mark.parametrize("config", [GRID, RANDOM, SMALLEST], ids=lambda config: config.method)
 def test_an_interrupted_search_goes_on_at_its_point(config, network, many, monkeypatch):
-    monkeypatch.setattr(spatial, "KEEP", -1)
+    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1)
     whole, _ = searched(config, network, many)
     kept = Kept(6)
     images, labels, indices = many
     with evaluating(network), pytest.raises(KeyboardInterrupt):
-        Spatial(network, config).watched(kept.look, kept)(images, labels, indices)
+        Spatial(network, config).with_options(watch=kept.look, keeper=kept)(images, labels, indices)
     assert kept.state["number"] == 6
     standing, seen = int(kept.state["stands"].sum()), []
     with evaluating(network):
-        again = Spatial(network, config).watched(lambda now: seen.append(now.standing), kept)(images, labels, indices)
+        rest = Spatial(network, config).with_options(watch=lambda now: seen.append(now.standing), keeper=kept)
+        again = rest(images, labels, indices)
     assert seen[0] == standing and len(seen) <= config.count - 6
     assert torch.equal(again.images, whole.images) and again.places == whole.places
     assert again.earlier > 0 and {name: values.tolist() for name, values in again.columns.items()} == {
         name: values.tolist() for name, values in whole.columns.items()
     }
-    others = Spatial(network, config).watched(kept.look, kept)
+    others = Spatial(network, config).with_options(watch=kept.look, keeper=kept)
     kept.points = config.count
     with evaluating(network):
         assert others(images[:9], labels[:9], indices[:9]).earlier == 0  # what was kept of other images is not theirs

@@ -9,7 +9,7 @@ import torch
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
 from sanbench.evaluation.attacks import attack as attacks
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, Round, Search, parse_attacks
 from sanbench.evaluation.evaluate import FEWEST, MOST, PART, by_part, evaluate
 from sanbench.evaluation.loop import Identity
@@ -110,7 +110,7 @@ def test_an_attack_tells_member_share_and_images_that_stand(network, batch, monk
     monkeypatch.setattr(attacks, "TELL", 0.0)
     seen = []
     settings = config("pgd", "1/2550", steps=4, restarts=2)
-    (one,) = [each.watched(seen.append) for each in bind(network, [("pgd", settings)])]
+    (one,) = [each.with_options(watch=seen.append) for each in bind(network, [("pgd", settings)])]
     one(*batch)
     assert [each.about for each in seen] == sorted(each.about for each in seen)
     assert {each.about for each in seen} == {"pgd, restart 1 of 2", "pgd, restart 2 of 2"}
@@ -135,8 +135,8 @@ def test_what_is_told_is_the_target_the_start_and_all_images_that_stand(name, ne
     monkeypatch.setattr(attacks, "TELL", 0.0)
     about, changes = TOLD[name]
     seen = []
-    (one,) = [each.watched(seen.append) for each in bind(network, [(name, config(name, "3/255", **{"steps": 3} | changes))])]
-    images = one(*batch).images
+    (one,) = bind(network, [(name, config(name, "3/255", **{"steps": 3} | changes))])
+    images = one.with_options(watch=seen.append)(*batch).images
     assert about in {each.about for each in seen}
     shares, standing = [each.share for each in seen], [each.standing for each in seen]
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
@@ -181,7 +181,7 @@ def test_parts_shrink_with_the_declared_cost_alone(evaluated):
 
 def test_an_attack_goes_on_at_the_round_that_was_interrupted(evaluated, images, tmp_path, monkeypatch):
     """Rows are those of an attack without interruption, and rounds that were done are not done again."""
-    monkeypatch.setattr(attacks, "KEEP", -1.0)
+    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1.0)
     settings = config("pgd", "1/2550", steps=3, restarts=4)
     whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
     done = []
@@ -227,7 +227,7 @@ WITHIN = [("square", "linf"), ("square", "l2"), ("pgd", "linf"), ("apgd", "l2"),
 @pytest.mark.parametrize(("name", "norm"), WITHIN)
 def test_a_round_goes_on_where_it_was_interrupted(name, norm, evaluated, images, tmp_path, monkeypatch):
     """Square from the query it was at, the others from the images that come next; rows are equal to the last bit."""
-    monkeypatch.setattr(attacks, "KEEP", -1.0)
+    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1.0)
     turn = Round(name, config(name, "1/255" if norm == "linf" else "1/10", norm=norm, steps=8), 0)
     pictures = images.read([0]).float()
     monkeypatch.setattr(attacks, "WORK", 3.9 * turn.passes * sum(p.numel() for p in evaluated.model.parameters()) * 32 * 32)

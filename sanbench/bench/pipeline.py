@@ -16,7 +16,7 @@ from sanbench.bench.machine import kernel
 from sanbench.bench.timing import Timing
 from sanbench.data import ReadOptions, load_dataset
 from sanbench.device import keep_memory, resident_memory
-from sanbench.evaluation.attacks.attack import bind
+from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import parse_attacks
 from sanbench.evaluation.corruptions import parse_corruptions
 from sanbench.evaluation.evaluate import evaluate

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from sanbench.data import ImageList, Images, ReadOptions, find_dataset, load_dat
 from sanbench.data.given import check_source, given_images
 from sanbench.device import select_device
 from sanbench.errors import InputError, validated
-from sanbench.evaluation.attacks.attack import Attack, check_gradients
+from sanbench.evaluation.attacks.attack import Attack
+from sanbench.evaluation.attacks.options import check_gradients
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.comparing import alike
 from sanbench.evaluation.corruption_files import image_sets
@@ -148,27 +149,24 @@ def evaluate(
     listed = read_list(images) if isinstance(images, str) else images
     chosen = EvaluationOptions(limit=limit, seed=seed, images=listed, **options)
     set_name = data if isinstance(data, str) else None
-    request = Request(seed, chosen.batch_size, lambda word, weights: load_named(word, weights, Path(runs)), set_name)
+    request = Request(seed, chosen.batch_size, partial(load_named, Path(runs)), set_name)
     wanted = [ask(measurement, request) for measurement in measurements or ("accuracy",)]
     where = select_device(device)
     with ExitStack() as stack:
         kept = store if isinstance(store, Store) else Store(store or stack.enter_context(TemporaryDirectory()))
         evaluated = as_evaluated(model, data, mean, std, name, Path(runs), where)
         stack.enter_context(on_device(evaluated.model, where))
-        if set_name is None and data is not None:
+        root = None if data_root is None else Path(data_root)
+        given: Images | None = None
+        if data is not None and not isinstance(data, str):
             given = given_images(data, evaluated.model.outputs, whole=store is not None)
         records: dict[str, Record] = {}
         every = [(asked, image_set) for asked in wanted for image_set in image_sets(set_name, asked.options)]
         for number, (asked, image_set) in enumerate(every):
-            if set_name is None and data is not None:
-                shown_images = given
-            else:
-                root = None if data_root is None else Path(data_root)
-                shown_images = test_images(evaluated, set_name, root, decoder, image_set)
-            shown = evaluated.telling(shown_images)
-            perturbations = asked.bind(shown, shown_images)
+            shown = test_images(evaluated, set_name, root, decoder, image_set) if given is None else given
+            telling = evaluated.telling(shown)
             told = within(progress, number / len(every), (number + 1) / len(every))
-            found = evaluate_conditions(shown, shown_images, perturbations, kept, where, chosen, told)
+            found = evaluate_conditions(telling, shown, asked.bind(telling, shown), kept, where, chosen, told)
             records |= {record.key: record for record in found}
         return Results(list(records.values()), {key: kept.rows(record) for key, record in records.items()})
 
@@ -263,7 +261,7 @@ def side_of(data: Any) -> int:
     return int(first.shape[-1]) if isinstance(first, Tensor) and first.dim() else 224
 
 
-def load_named(name: str, weights: Path | None, runs: Path) -> EvaluatedModel:
+def load_named(runs: Path, name: str, weights: Path | None) -> EvaluatedModel:
     (found,) = load_evaluated([name], runs, [weights] if weights else [])
     return found
 

@@ -4,26 +4,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, pairwise
 
 import pandas as pd
 import torch
 
-from sanbench.data import Images, subset
+from sanbench.data import Images, dead_workers_named, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
-from sanbench.evaluation.loop import Perturbation
+from sanbench.evaluation.loop import Perturbation, measure
 from sanbench.evaluation.parts import (
     At,
     Condition,
     EvaluationOptions,
     Job,
+    OwnParts,
     Say,
     claim,
     draw_missing_examples,
     measure_here,
-    measure_parts,
     readers,
     tell,
 )
@@ -69,15 +68,30 @@ def evaluate(
     images = images.with_options(border=max((perturbation.border for perturbation in perturbations), default=0))
     chosen = subset(images, options.limit, options.seed, options.images)
     conditions = [Condition(measurement(evaluated, images, chosen, p, options), p) for p in perturbations]
-    found: dict[str, Record] = {}
     jobs, since = list[Job](), now() if options.force else ""
     for size, alike in by_part(conditions, images.side).items():
         parts = {number: chosen[start : start + size] for number, start in enumerate(range(0, len(chosen), size))}
         jobs.append(Job(evaluated, images, alike, parts, store, options, since))
-    passes = list(accumulate((job.passes for job in jobs), initial=0))
-    with store.claims() as claims:
-        for job, (before, after) in zip(jobs, pairwise(passes), strict=True):
-            found |= complete(job, claims, device, within(progress, before / passes[-1], after / passes[-1]))
+    found: dict[str, Record] = {}
+    passes, before = sum(job.passes for job in jobs), 0
+    with store.claims() as claims, dead_workers_named():
+        for job in jobs:
+            told = within(progress, before / passes, (before + job.passes) / passes)
+            before += job.passes
+            forget(job, claims, told)
+            found |= job.recorded()
+            while left := [c for c in job.conditions if c.measurement.key not in found]:
+                rest = replace(job, conditions=left, done={})
+                own = OwnParts(rest, claims, device, partial(tell, rest, told))
+                several = options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
+                if several:
+                    measure_in_processes(rest, device, own.say)
+                else:
+                    for (scored,) in measure(evaluated.model, own.stream(), device, options.batch_size, own.say):
+                        own.keep(scored)
+                if not finish(rest, claims, device) and not several and not own.tasks:
+                    wait(rest, claims, told)
+                found |= job.recorded()
     if options.save_images:
         for job in jobs:
             draw_missing_examples(job, chosen, device)
@@ -95,22 +109,6 @@ def by_part(conditions: Sequence[Condition], side: int) -> dict[int, list[Condit
         while size >= 2 * FEWEST and size * an_image > MOST:
             size //= 2
         found.setdefault(size, []).append(condition)
-    return found
-
-
-def complete(job: Job, claims: Claims, device: torch.device, progress: Report) -> dict[str, Record]:
-    """The records of a job by key, of which those that are missing are measured."""
-    if job.options.force:
-        discard(job.conditions, job.store, claims)
-    else:
-        forget_broken(job, progress)
-    while left := [c for c in job.conditions if c.measurement.key not in (found := job.recorded())]:
-        rest = replace(job, conditions=left, done=set(), stood={})
-        several = job.options.nproc > 1 and sum(bool(rest.missing(part)) for part in job.parts) > 1
-        say = partial(tell, rest, progress)
-        measured = (measure_in_processes if several else measure_parts)(rest, claims, device, say)
-        if not finish(rest, claims, device) and not measured:
-            wait(rest, claims, progress)
     return found
 
 
@@ -133,24 +131,25 @@ def measurement(
     return Measurement(network=evaluated.network, data=data, kind=perturbation.kind, setting=perturbation.setting)
 
 
-def discard(conditions: Sequence[Condition], store: Store, claims: Claims) -> None:
-    """Forget what was measured of unfinished measurements, unless another process is at it: that measures anew itself."""
-    for measurement, _ in conditions:
-        if not claims.living(measurement.id):
-            store.discard(measurement)
+def forget(job: Job, claims: Claims, progress: Report) -> None:
+    """Records whose rows are missing or others than theirs are no results: they are measured again, and that is told.
 
-
-def forget_broken(job: Job, progress: Report) -> None:
-    """Records whose rows are missing or others than theirs are no results: they are measured again, and that is told."""
-    found = job.recorded()
-    kept, problems = sound(job.store, list(found.values()))
-    job.store.remove([record for record in found.values() if record not in kept])
+    With `force` no record counts (see `Job.since`), nor do parts, unless another process is at them: that measures anew itself.
+    """
+    if job.options.force:
+        for measurement, _ in job.conditions:
+            if not claims.living(measurement.id):
+                job.store.discard(measurement)
+        return
+    found = list(job.recorded().values())
+    kept, problems = sound(job.store, found)
+    job.store.remove([record for record in found if record not in kept])
     for problem in dict.fromkeys(problems):
         tell(job, progress, f"{problem} Now it is measured again.")
 
 
-def measure_in_processes(job: Job, claims: Claims, device: torch.device, say: Say) -> bool:
-    """`measure_parts` by several processes, each of which claims its own parts."""
+def measure_in_processes(job: Job, device: torch.device, say: Say) -> None:
+    """`measure_here` by several processes, each of which claims its own parts."""
     job.evaluated.model.cpu()
     shared = replace(job, options=replace(job.options, workers=readers(job)))
     running: dict[int, Sequence[At]] = {}
@@ -162,7 +161,6 @@ def measure_in_processes(job: Job, claims: Claims, device: torch.device, say: Sa
 
     run_processes(measure_here, shared, job.options.nproc, device, hear)
     job.evaluated.model.to(device)
-    return True
 
 
 def wait(job: Job, claims: Claims, progress: Report) -> None:

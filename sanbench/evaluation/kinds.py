@@ -136,10 +136,6 @@ def declared_rotation(setting: Setting) -> str:
     return listed({name: value for name, value in setting.items() if name != "angle"}, ", ")
 
 
-def full_rotation(setting: Setting) -> str:
-    return ", ".join(filter(None, [short_rotation(setting), declared_rotation(setting)]))
-
-
 def order_rotation(setting: Setting) -> tuple[Any, ...]:
     return isinstance(setting["angle"], str), setting["angle"]
 
@@ -158,10 +154,6 @@ def declared_spatial(setting: Setting) -> str:
     return listed({name: setting[name] for name in ("interpolation", "fill")}, ", ")
 
 
-def full_spatial(setting: Setting) -> str:
-    return f"{short_spatial(setting)}, {declared_spatial(setting)}"
-
-
 def order_spatial(setting: Setting) -> tuple[Any, ...]:
     return SPATIAL_METHODS.index(setting["method"]), setting["degrees"], setting.get("pixels", 0), setting.get("draws", 0)
 
@@ -173,7 +165,8 @@ def short_attack(setting: Setting) -> str:
 def shared_attack(setting: Setting) -> dict[str, Any]:
     """What all budgets of an attack share, by name."""
     shared = {name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}
-    if "step_size" in shared and math.isclose(budget(setting), 4 * Fraction(setting["step_size"])):
+    step = shared.get("step_size", "ε")  # of smallest perturbations a share of ε
+    if "ε" not in step and math.isclose(budget(setting), 4 * Fraction(step)):
         shared["step_size"] = "ε/4"
     return shared
 
@@ -193,14 +186,6 @@ def short_transfer(setting: Setting) -> str:
 def short_smallest(setting: Setting) -> str:
     how = "searched as by foolbox 2" if "search" in setting else f"smallest {NORMS[setting['norm']]} ε up to {setting['eps']}"
     return f"{setting['attack']}, {how}"
-
-
-def declared_smallest(setting: Setting) -> str:
-    return listed({name: value for name, value in setting.items() if name not in ("attack", "norm", "eps")}, "; ")
-
-
-def short_corruption(setting: Setting) -> str:
-    return f"{setting['corruption']} {setting['severity']}"
 
 
 def budget(setting: Setting) -> Fraction:
@@ -232,7 +217,7 @@ class Kind:
     section   module of `sanbench.report` whose function `section` makes its part of the report
     short     what was done to the images, in a few words, from a record's setting
     declared  what stands above a table whose columns share it
-    full      how a table names it that mixes conditions; None: `short` is enough
+    full      whether a table that mixes conditions also says what is declared
     order     of its conditions in a table
     nested    (group, budget) where an image that falls within a smaller budget of the group has fallen within a larger one
     options   of its command, whose docstring is the command's help; None: another kind's command makes it
@@ -247,7 +232,7 @@ class Kind:
     declared: Callable[[Setting], str] = lambda setting: ""
     order: Callable[[Setting], tuple[Any, ...]] = lambda setting: ()
     nested: Callable[[Setting], tuple[str, Fraction] | None] = lambda setting: None
-    full: Callable[[Setting], str] | None = None
+    full: bool = False
     options: type[Any] | None = None
     command: str = ""
     text: tuple[str, ...] = ()
@@ -269,7 +254,7 @@ KINDS: dict[str, Kind] = {
         short_rotation,
         declared_rotation,
         order_rotation,
-        full=full_rotation,
+        full=True,
         options=RotationOptions,
         command="rotate",
         text=("angles",),
@@ -281,7 +266,7 @@ KINDS: dict[str, Kind] = {
         short_spatial,
         declared_spatial,
         order_spatial,
-        full=full_spatial,
+        full=True,
         options=SpatialOptions,
         command="spatial",
         text=("method",),
@@ -299,12 +284,12 @@ KINDS: dict[str, Kind] = {
         text=("attack", "eps"),
         parse="sanbench.evaluation.attacks.options:parse",
     ),
-    "smallest": Kind("Smallest perturbations", "smallest", short_smallest, declared_smallest, order_attack),
+    "smallest": Kind("Smallest perturbations", "smallest", short_smallest, declared_attack, order_attack),
     "transfer": Kind("Under transferred attacks", "transfers", short_transfer, declared_attack, order_attack),
     "corruption": Kind(
         "Corrupted",
         "corruptions",
-        short_corruption,
+        lambda setting: f"{setting['corruption']} {setting['severity']}",
         options=CorruptionOptions,
         command="corrupt",
         text=("kinds", "severity"),
@@ -321,7 +306,7 @@ def kind_of(name: str) -> Kind:
 def condition(kind: str, setting: Setting) -> str:
     """`15°, interpolation bilinear, fill black`, `pgd, L∞ ε = 8/255`: what was done to the images."""
     entry = kind_of(kind)
-    return (entry.full or entry.short)(setting)
+    return ", ".join(filter(None, [entry.short(setting), entry.declared(setting) if entry.full else ""]))
 
 
 def parse(kind: str, options: Any, request: Request) -> "Bind":

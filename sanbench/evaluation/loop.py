@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 else:
     pd, torch, loaded = Late("pandas"), Late("torch"), Late("sanbench.data.images")
 
+KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
+
 
 class Perturbed(NamedTuple):
     images: Tensor  # N x 3 x H x W in [0, 1]
@@ -42,19 +45,46 @@ class Seen(NamedTuple):
     standing: int | None = None
 
 
-Watch = Callable[[Seen], None]
+def unwatched(seen: Seen) -> None:
+    """Tell nobody."""
 
 
 class Keeper(Protocol):
-    """What has become of a batch's images so far, kept for the case that their measurement is interrupted."""
+    """Where the state of a batch's images is kept for the case that their measurement is interrupted."""
 
     def load(self) -> dict[str, Any] | None: ...
 
     def keep(self, state: dict[str, Any]) -> None: ...
 
 
-def unwatched(seen: Seen) -> None:
-    """Tell nobody."""
+class Interruptible:
+    """The state of a batch's images, which goes on from what `keeper` has of the same images.
+
+    state    N values each; they are changed in place, here and by the perturbation
+    where    beside them what was kept of the place to go on at; empty where that is the beginning
+    earlier  seconds that were spent before the interruption
+    """
+
+    def __init__(self, keeper: Keeper | None, state: dict[str, Tensor], indices: Tensor) -> None:
+        found = keeper.load() if keeper else None
+        self.keeper, self.state, self.indices = keeper, state, indices
+        self.where: dict[str, Any] = {}
+        if found and found["indices"].tolist() == indices.tolist():
+            self.where = found
+            for name, values in state.items():
+                values.copy_(found[name])
+        self.earlier: float = self.where.get("seconds", 0.0)
+        self.kept = self.started = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last keeping is long ago; without a keeper there is never any."""
+        return self.keeper is not None and time.monotonic() - self.kept > KEEP
+
+    def keep(self, **where: Any) -> None:
+        assert self.keeper is not None
+        self.kept = time.monotonic()
+        seconds = self.earlier + self.kept - self.started
+        self.keeper.keep({**self.state, **where, "seconds": seconds, "indices": self.indices})
 
 
 class Perturbation:
@@ -66,13 +96,16 @@ class Perturbation:
     has_examples  whether what it makes is worth keeping as pictures
     by_reader  whether `change` makes the images, in the processes that read them, while the network works on others
     passes  of the network for an image, at most; one backward counts as two
+    batch_size  how many images it shows the network at once, at most
+    watch, keeper  it tells `watch` how far it is; what takes minutes goes on from what `keeper` has
     """
 
     kind = ""
     border = 0
     has_examples = False
     by_reader = False
-    watch: Watch = staticmethod(unwatched)
+    batch_size = sys.maxsize
+    watch: Callable[[Seen], None] = staticmethod(unwatched)
     keeper: Keeper | None = None
 
     @property
@@ -95,16 +128,12 @@ class Perturbation:
         """What scores the images, which it is shown in order."""
         return model
 
-    def in_batches(self, size: int) -> Self:
-        """The same, which shows the network at most `size` images at once."""
-        return self
-
-    def watched(self, watch: Watch, keeper: Keeper | None = None) -> Self:
-        """The same, which tells `watch` how far it is; what takes minutes goes on from what `keeper` has."""
-        told = copy.copy(self)
-        for name, value in (("watch", watch), ("keeper", keeper)):
-            object.__setattr__(told, name, value)  # some are frozen
-        return told
+    def with_options(self, **options: Any) -> Self:
+        """The same with another `batch_size`, `watch` or `keeper`."""
+        other = copy.copy(self)
+        for name, value in options.items():
+            object.__setattr__(other, name, value)  # some are frozen
+        return other
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
         """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
@@ -154,17 +183,15 @@ def measure(
                 except (RuntimeError, MemoryError) as error:
                     if not short_of_memory(error):
                         raise
-                    batch_size = smaller(batch_size or len(batch.labels), device, error)
+                    batch_size = (batch_size or len(batch.labels)) // 2
+                    if batch_size == 0:
+                        raise SanbenchError(
+                            f"One image at a time is too much for the memory of {device.type}: a smaller network or image "
+                            "takes less."
+                        ) from error
                 notice(f"Short of memory on {device.type}: from here on the network sees {batch_size} images at once.")
                 release_memory(device)
         yield outcome
-
-
-def smaller(batch_size: int, device: torch.device, error: Exception) -> int:
-    if batch_size == 1:
-        sentence = f"One image at a time is too much for the memory of {device.type}: a smaller network or image takes less."
-        raise SanbenchError(sentence) from error
-    return batch_size // 2
 
 
 def measure_one(
@@ -175,7 +202,8 @@ def measure_one(
         labels = batch.labels.to(device)
         started = time.perf_counter()
         given = loaded.without_border(images, batch.border - perturbation.border)
-        perturbed = perturbation.in_batches(batch_size or len(labels))(given, labels, batch.indices)
+        smaller = perturbation.with_options(batch_size=min(perturbation.batch_size, batch_size or len(labels)))
+        perturbed = smaller(given, labels, batch.indices)
         watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
         rows = score(perturbation.network(model, batch.indices), perturbed, batch.indices, labels, batch_size, watch)
         return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
@@ -187,7 +215,7 @@ def score(
     indices: Tensor,
     labels: Tensor,
     batch_size: int | None = None,
-    watch: Watch = unwatched,
+    watch: Callable[[Seen], None] = unwatched,
 ) -> pd.DataFrame:
     """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
@@ -220,21 +248,18 @@ def predictions(logits: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, frozen weights, TF32 off; afterwards every module and parameter is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    switches = [(*switch, getattr(*switch[:2])) for switch in tf32_switches()]
+    switches = list(tf32_switches())
+    before: list[tuple[Any, str, Any]] = [(module, "training", module.training) for module in model.modules()]
+    before += [(parameter, "requires_grad", parameter.requires_grad) for parameter in model.parameters()]
+    before += [(where, name, getattr(where, name)) for where, name, _ in switches]
     try:
         model.eval().requires_grad_(False)
-        for where, name, off, _ in switches:
+        for where, name, off in switches:
             setattr(where, name, off)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, value in wanted:
-            parameter.requires_grad_(value)
-        for where, name, _, before in switches:
-            setattr(where, name, before)
+        for where, name, value in before:
+            setattr(where, name, value)
 
 
 def tf32_switches() -> Iterator[tuple[Any, str, Any]]:

@@ -1,4 +1,4 @@
-"""The parts of a measurement: which of them are this process's, reading ahead, measuring them, and keeping their rows."""
+"""The parts of a measurement: which of them are this process's, reading ahead, and keeping their rows."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,8 +60,8 @@ class Job:
     store: Store
     options: EvaluationOptions
     since: str = ""  # records that were created before do not count
-    done: set[tuple[int, int]] = field(default_factory=set)  # (condition, part) that need not be looked for again
-    stood: dict[tuple[int, int], int] = field(default_factory=dict)  # (attack, part): images that were right under it
+    # (condition, part) that need not be looked for again: of attacks the images that are right, as far as that is known
+    done: dict[tuple[int, int], int | None] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -77,14 +77,11 @@ class Job:
 
     def finished(self) -> int:
         """How many parts of measurements are done, by any process."""
-        every = ((number, part) for part in self.parts for number in range(len(self.conditions)))
-        left = (pair for pair in every if pair not in self.done)
-        new = [pair for pair in left if self.store.has_part(self.conditions[pair[0]].measurement, pair[1])]
-        for number, part in new:
-            measurement, perturbation = self.conditions[number]
-            if perturbation.has_examples and (rows := self.store.part_rows(measurement, part)) is not None:
-                self.stood[number, part] = int((rows["prediction"] == rows["label"]).sum())
-        self.done.update(new)
+        for part in self.parts:
+            for number, (measurement, perturbation) in enumerate(self.conditions):
+                if (number, part) not in self.done and self.store.has_part(measurement, part):
+                    rows = self.store.part_rows(measurement, part) if perturbation.has_examples else None
+                    self.done[number, part] = None if rows is None else int((rows["prediction"] == rows["label"]).sum())
         return len(self.done)
 
     @property
@@ -105,56 +102,90 @@ def readers(job: Job) -> int:
     return default_workers(job.images, job.options.nproc if job.options.nproc > 1 else None, changing)
 
 
-def measure_here(job: Job, device: torch.device, say: "Say") -> None:
-    """One process's share: the parts that it can claim."""
-    job.evaluated.model.to(device)
-    with job.store.claims() as claims:
-        measure_parts(job, claims, device, say)
-
-
-class Task(NamedTuple):
-    """Conditions of a part that are measured on the same batch: one that readers make, or all others."""
-
-    part: int
-    conditions: list[Condition]
-
-
-def measure_parts(job: Job, claims: Claims, device: torch.device, say: "Say") -> bool:
-    """Measure the parts that this process can claim, and `say` where it is; whether there were any.
+class OwnParts:
+    """The parts of a job that this process can claim: `measure` is given their `stream`, and `keep` is given what it finds.
 
     While the network works on a batch, the reading processes read, and corrupt, those that come after it.
+
+    say     is told where this process is
+    tasks   what readers were asked for, in order: a part, and the conditions that are measured on the same batch of it. That
+            is one that readers make, or all others
+    pieces  part, condition and seconds waited of what is being measured, in order
     """
-    tasks: list[Task] = []  # in the order in which they were asked for
-    changed = Changed(job.images, {m.id: p.change for m, p in job.conditions if p.by_reader})
-    clock = Clock()
-    reader = clock.waited_for(batches(changed, claim_parts(job, claims, tasks), readers(job)))
-    pieces: list[tuple[int, Condition, float]] = []  # part, condition and seconds waited of what is measured, in order
 
-    def stream() -> Iterator[tuple[Batch, list[Perturbation]]]:
+    def __init__(self, job: Job, claims: Claims, device: torch.device, say: "Say") -> None:
+        self.job, self.claims, self.device, self.say = job, claims, device, say
+        self.tasks: list[tuple[int, list[Condition]]] = []
+        self.pieces: list[tuple[int, Condition, float]] = []
+        self.told, self.finished = time.monotonic(), -1
+
+    def stream(self) -> Iterator[tuple[Batch, list[Perturbation]]]:
         """One condition after another, so that each is kept as soon as it is measured."""
-        for done, batch in enumerate(reader):
-            part, conditions = tasks[done]
-            waited = clock.read() / len(conditions)
-            here = batch._replace(images=batch.images.to(device, non_blocking=True))
+        self.say()
+        changed = Changed(self.job.images, {m.id: p.change for m, p in self.job.conditions if p.by_reader})
+        asked = time.monotonic()
+        for done, batch in enumerate(batches(changed, self.claimed(), readers(self.job))):
+            part, conditions = self.tasks[done]
+            waited = (time.monotonic() - asked) / len(conditions)
+            here = batch._replace(images=batch.images.to(self.device, non_blocking=True))
             for condition in conditions:
-                pieces.append((part, condition, waited))
-                watch = partial(clock.seen, say, part, job.conditions.index(condition))
-                keeper = Kept(job.store, condition.measurement, part, say)
-                yield here, [condition.perturbation.watched(watch, keeper)]
+                self.pieces.append((part, condition, waited))
+                watch = partial(self.seen, part, self.job.conditions.index(condition))
+                keeper = Kept(self.job.store, condition.measurement, part, self.say)
+                yield here, [condition.perturbation.with_options(watch=watch, keeper=keeper)]
+            asked = time.monotonic()
+        self.tell(0)
 
-    say()
-    with dead_workers_named():
-        measured = measure(job.evaluated.model, stream(), device, job.options.batch_size, say)
-        for done, (scored,) in enumerate(measured):
-            part, condition, waited = pieces[done]
-            save_examples(job, condition.measurement, part, scored)
-            job.store.write_part(
-                condition.measurement, part, Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
-            )
-            claims.release([claim(condition, part)])
-            clock.tell(job, say, TELL)
-    clock.tell(job, say, 0)
-    return bool(tasks)
+    def claimed(self) -> Iterator[Request]:
+        """What readers are asked for: each part that is this process's, claimed when they are ready for it."""
+        job = self.job
+        for number, indices in job.parts.items():
+            missing = {claim(condition, number): condition for condition in job.missing(number)}
+            taken = self.claims.take(list(missing)) if missing else []
+            recorded = job.recorded() if taken else {}
+            done = [
+                name  # by another process in the meantime
+                for name in taken
+                if job.store.has_part(missing[name].measurement, number) or missing[name].measurement.key in recorded
+            ]
+            self.claims.release(done)
+            mine = [missing[name] for name in taken if name not in done]
+            if as_read := [condition for condition in mine if not condition.perturbation.by_reader]:
+                self.tasks.append((number, as_read))
+                yield Request(None, indices)
+            for condition in mine:
+                if condition.perturbation.by_reader:
+                    self.tasks.append((number, [condition]))
+                    yield Request(condition.measurement.id, indices)
+
+    def keep(self, scored: Scored) -> None:
+        part, condition, waited = self.pieces.pop(0)
+        save_examples(self.job, condition.measurement, part, scored)
+        rows = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
+        self.job.store.write_part(condition.measurement, part, rows)
+        self.claims.release([claim(condition, part)])
+        self.tell(TELL)
+
+    def seen(self, part: int, condition: int, seen: Seen) -> None:
+        """Say how far a part is, unless that was done just now."""
+        if (now := time.monotonic()) - self.told >= TELL:
+            self.told = now
+            self.say("", [At(part, condition, seen)])
+
+    def tell(self, after: float) -> None:
+        """Have progress told if that was last done `after` seconds ago, and there is some."""
+        if (now := time.monotonic()) - self.told >= after and (finished := self.job.finished()) != self.finished:
+            self.told, self.finished = now, finished
+            self.say()
+
+
+def measure_here(job: Job, device: torch.device, say: "Say") -> None:
+    """What each of several processes does: the parts that it can claim."""
+    job.evaluated.model.to(device)
+    with job.store.claims() as claims, dead_workers_named():
+        own = OwnParts(job, claims, device, say)
+        for (scored,) in measure(job.evaluated.model, own.stream(), device, job.options.batch_size, say):
+            own.keep(scored)
 
 
 @dataclass(frozen=True)
@@ -182,61 +213,6 @@ class Kept:
         content = {"format": UNFINISHED, **state}
         whole = {**content, "digest": content_digest(content)}
         self.store.write_unfinished(self.measurement, self.part, partial(torch.save, whole))
-
-
-class Clock:
-    """How long was waited for batches, and when progress is told again."""
-
-    def __init__(self) -> None:
-        self.waited, self.told, self.finished = 0.0, time.monotonic(), -1
-
-    def waited_for(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            started = time.monotonic()
-            batch = next(stream, None)
-            self.waited += time.monotonic() - started
-            if batch is None:
-                return
-            yield batch
-
-    def read(self) -> float:
-        """Seconds since the last call that were spent waiting."""
-        waited, self.waited = self.waited, 0.0
-        return waited
-
-    def seen(self, say: "Say", part: int, condition: int, seen: Seen) -> None:
-        """Say how far a part is, unless that was done just now."""
-        if (now := time.monotonic()) - self.told >= TELL:
-            self.told = now
-            say("", [At(part, condition, seen)])
-
-    def tell(self, job: Job, say: "Say", after: float) -> None:
-        """Have progress told if that was last done `after` seconds ago, and there is some."""
-        if (now := time.monotonic()) - self.told >= after and job.finished() != self.finished:
-            self.told, self.finished = now, job.finished()
-            say()
-
-
-def claim_parts(job: Job, claims: Claims, tasks: list[Task]) -> Iterator[Request]:
-    """What readers are asked for: each part that is this process's, claimed when they are ready for it; see `Task`."""
-    for number, indices in job.parts.items():
-        missing = {claim(condition, number): condition for condition in job.missing(number)}
-        taken = claims.take(list(missing)) if missing else []
-        recorded = job.recorded() if taken else {}
-        done = [
-            name  # by another process in the meantime
-            for name in taken
-            if job.store.has_part(missing[name].measurement, number) or missing[name].measurement.key in recorded
-        ]
-        claims.release(done)
-        mine = [missing[name] for name in taken if name not in done]
-        if as_read := [condition for condition in mine if not condition.perturbation.by_reader]:
-            tasks.append(Task(number, as_read))
-            yield Request(None, indices)
-        for condition in mine:
-            if condition.perturbation.by_reader:
-                tasks.append(Task(number, [condition]))
-                yield Request(condition.measurement.id, indices)
 
 
 def claim(condition: Condition, part: int | str) -> str:
@@ -267,19 +243,16 @@ def tell(job: Job, progress: Report, notice: str = "", running: Sequence[At] = (
         size = len(job.parts[part])
         done = sum(len(job.parts[part]) for which, part in job.done if which == number)
         share += seen.share * size * perturbation.passes / job.passes
-        words = [short(measurement), seen.about, f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
+        words = [kind_of(measurement.kind).short(measurement.setting), seen.about]
+        words += [f"{done:,} of {sum(map(len, job.parts.values())):,} images done"]
         detail = ", ".join(filter(None, words))
         if seen.standing is not None:
-            stood = {part: count for (which, part), count in job.stood.items() if which == number}
+            stood = {part: right for (which, part), right in job.done.items() if which == number and right is not None}
             images = size + sum(len(job.parts[part]) for part in stood)
             detail += f", {seen.standing:,} of {size:,} stand"
             figures = {"robust": (seen.standing + sum(stood.values())) / images}
     total = len(job.parts) * len(job.conditions)
     progress(Progress(job.task, finished, total, figures, notice, detail, min(share, 1.0)))
-
-
-def short(measurement: Measurement) -> str:
-    return kind_of(measurement.kind).short(measurement.setting)
 
 
 def draw_missing_examples(job: Job, chosen: list[int], device: torch.device) -> None:

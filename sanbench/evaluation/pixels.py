@@ -13,7 +13,7 @@ from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import KINDS, Request, parse
 from sanbench.evaluation.loop import Perturbation
 from sanbench.late import Late
-from sanbench.store.schema import ImageSet, Record
+from sanbench.store.schema import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ def pixels_in(root: Path) -> Pixels:
 
     @cache
     def load(name: str, split: Split, decoder: str, preprocessing: str) -> Images | None:
-        shown: dict[str, Any] = {field: int(found[1]) for field, found in sizes(preprocessing).items() if found}
+        sizes = {"resize": r"shorter side (\d+)", "image_size": r"centre crop (\d+)"}
+        shown: dict[str, Any] = {size: int(found[1]) for size in sizes if (found := re.search(sizes[size], preprocessing))}
         decoder = next((word for word in ("turbo", "torchvision") if word in decoder.lower()), "pil")
         try:
             return load_dataset(name, split, ReadOptions(root, decoder=decoder, **shown))
@@ -46,8 +47,11 @@ def pixels_in(root: Path) -> Pixels:
     def pixels(record: Record, indices: Sequence[int]) -> list[NDArray[np.uint8]] | None:
         data = record.data
         images = load(data.name, cast(Split, data.split), data.decoder, data.preprocessing)
-        perturbation = made_again(record, images) if images is not None and is_of(images, data) else None
-        if images is None or perturbation is None:
+        told = data.fingerprint, data.preprocessing, data.of
+        if images is None or (images.fingerprint, images.preprocessing, len(images)) != told:
+            return None
+        perturbation = made_again(record, images)
+        if perturbation is None:
             return None
         read, numbers = images.read(list(indices)), torch.tensor(indices)
         if perturbation.by_reader:
@@ -56,18 +60,6 @@ def pixels_in(root: Path) -> Pixels:
         return list((seen * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
     return pixels
-
-
-def sizes(preprocessing: str) -> dict[str, Any]:
-    """Of `shorter side 256, centre crop 224`."""
-    return {
-        "resize": re.search(r"shorter side (\d+)", preprocessing),
-        "image_size": re.search(r"centre crop (\d+)", preprocessing),
-    }
-
-
-def is_of(images: Images, data: ImageSet) -> bool:
-    return (images.fingerprint, images.preprocessing, len(images)) == (data.fingerprint, data.preprocessing, data.of)
 
 
 def made_again(record: Record, images: Images) -> Perturbation | None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import parent_process
-from queue import Empty
 from typing import Any, cast
 
 import torch
@@ -22,14 +21,13 @@ def run_processes(work: Work, job: Any, count: int, device: torch.device, hear: 
     """`work(job, device, say)` in `count` processes; of several GPUs each takes one.
 
     What a process says is heard here, with its number: `say(*words)` there is `hear(number, *words)`. Raises what the first
-    process to fail raised.
+    process to fail raised, or SanbenchError where that could not say anything.
     """
     context = multiprocessing.get_context("spawn")
-    failures = context.Queue()
     threads = max(1, torch.get_num_threads() // count)
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, failures, pipes[rank][1]))
+        context.Process(target=run_one, args=(work, job, own_device(device, rank), threads, pipes[rank][1]))
         for rank in range(count)
     ]
     receivers = {pipe: rank for rank, (pipe, _) in enumerate(pipes)}
@@ -42,34 +40,32 @@ def run_processes(work: Work, job: Any, count: int, device: torch.device, hear: 
             for ready in multiprocessing.connection.wait([*receivers, *ends], 0.5):
                 if (pipe := cast(Connection, ready)) in receivers:
                     try:
-                        hear(receivers[pipe], *pipe.recv())
+                        said = pipe.recv()
                     except (EOFError, OSError):  # it has ended, perhaps in the middle of a word
                         del receivers[pipe]
-            broken = [process for process in processes if process.exitcode not in (None, 0)]
-            if broken:
-                raise failure(failures, broken[0].exitcode)
+                        continue
+                    if isinstance(said, Exception):
+                        raise said
+                    hear(receivers[pipe], *said)
+            for process, (pipe, _) in zip(processes, pipes, strict=True):
+                if process.exitcode not in (None, 0) and not (pipe in receivers and pipe.poll()):  # all that it said is heard
+                    raise SanbenchError(
+                        f"A process of the measurement ended with {process.exitcode}: the same command measures the rest."
+                    )
     finally:
         for process in processes:
             if process.is_alive():
                 process.terminate()
 
 
-def failure(failures: Any, code: int | None) -> Exception:
-    try:
-        found: Exception = failures.get(timeout=1)
-    except Empty:
-        return SanbenchError(f"A process of the measurement ended with {code}: the same command measures the rest.")
-    return found
-
-
-def run_one(work: Work, job: Any, device: torch.device, threads: int, failures: Any, sender: Connection) -> None:
+def run_one(work: Work, job: Any, device: torch.device, threads: int, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         work(job, device, lambda *words: sender.send(words))
     except Exception as error:
-        failures.put(error)
+        sender.send(error)
         raise SystemExit(1) from None
 
 

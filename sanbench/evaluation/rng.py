@@ -1,8 +1,7 @@
 """Random numbers of attacks: they belong to (seed, image, restart), not to the batch, the worker or the process."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,9 @@ class PerImageRandom(TorchFunctionMode):
     `indices`. Any other draw is one that all images share (Square's places): it depends on seed and restart alone.
     """
 
-    def __init__(self, seed: int, indices: Tensor, stream: str, restart: int, rows: Callable[[int], Sequence[int]]) -> None:
+    def __init__(
+        self, seed: int, indices: Tensor, stream: str, restart: int = 0, rows: Callable[[int], Sequence[int]] = range
+    ) -> None:
         super().__init__()
         self.rows = rows
         self.own = [seeded(image_seed(seed, image, stream, restart)) for image in indices.tolist()]
@@ -54,14 +55,6 @@ class PerImageRandom(TorchFunctionMode):
             for row, place in zip(out, self.rows(len(out)), strict=True):
                 row.copy_(func(torch.empty(row.shape, dtype=row.dtype), *bounds, **options, generator=self.own[place]))
         return out
-
-
-@contextmanager
-def per_image_random(
-    seed: int, indices: Tensor, stream: str, restart: int = 0, rows: Callable[[int], Sequence[int]] = range
-) -> Iterator[None]:
-    with PerImageRandom(seed, indices, stream, restart, rows):
-        yield
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -135,5 +128,4 @@ class Averaged:
         for number in range(self.passes):
             with ImageNoise(self.seed, here, self.stream, [number] * len(here)):
                 total = total + self.model(x)
-        mean: Tensor = total / self.passes
-        return mean
+        return total / self.passes

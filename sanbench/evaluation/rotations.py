@@ -68,8 +68,10 @@ class Frame:
             order = f"rotated with {self.border} pixels more on each side, then cropped to the input"
         return {name: getattr(self, name) for name in ("interpolation", "fill", "crop", "mask")} | {"order": order}
 
-    def turn(self, images: Tensor, angle: float) -> Tensor:
+    def turn(self, images: Tensor, angle: float | str) -> Tensor:
         """Clockwise; torch.rot90 turns counter-clockwise for positive numbers."""
+        if isinstance(angle, str):
+            return images.flip(WORDS[angle])
         if angle % 90 == 0:
             return torch.rot90(images, int(-angle // 90), (2, 3)).contiguous()
         return turning.turned(images, angle, self.interpolation, FILLS[self.fill])
@@ -93,15 +95,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Rotation(Perturbation):
-    """Clockwise by `angle` degrees."""
+    """Clockwise by `angle` degrees; or, if that is a word of WORDS, turned upside down or mirrored."""
 
-    angle: int | float
+    angle: float | str
     frame: Frame = Frame()
     kind = "rotation"
 
     @property
     def setting(self) -> dict[str, Any]:
-        exact = self.angle % 90 == 0 and not self.frame.changes_upright
+        exact = (isinstance(self.angle, str) or self.angle % 90 == 0) and not self.frame.changes_upright
         return {"angle": self.angle} | ({} if exact else self.frame.setting)
 
     @property
@@ -110,26 +112,6 @@ class Rotation(Perturbation):
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         return Perturbed(self.frame.show(self.frame.turn(images, self.angle)), {})
-
-
-@dataclass(frozen=True)
-class Flip(Perturbation):
-    """Upside down, or mirrored left to right: exact."""
-
-    word: str = "flip"
-    frame: Frame = Frame()
-    kind = "rotation"
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        return {"angle": self.word} | (self.frame.setting if self.frame.changes_upright else {})
-
-    @property
-    def border(self) -> int:  # type: ignore[override]  # the frame's
-        return self.frame.border
-
-    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
-        return Perturbed(self.frame.show(images.flip(WORDS[self.word])), {})
 
 
 def parse(options: RotationOptions, request: Request) -> Bind:
@@ -152,7 +134,7 @@ def parse_angles(text: str, frame: Frame = Frame()) -> list[Perturbation]:
     found: dict[str | float, Perturbation] = {}
     for word in (word.strip() for word in text.split(",")):
         if word in WORDS:
-            found[word] = Flip(word, frame)
+            found[word] = Rotation(word, frame)
             continue
         for angle in (degrees % 360 for degrees in parse_range(word)):
             turned = Rotation(int(angle) if angle == int(angle) else angle, frame)

@@ -8,17 +8,15 @@ here both are one, and the canvas is the image with the declared fill around it.
 
 from __future__ import annotations
 
-import copy
 import re
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.kinds import SPATIAL_METHODS, Request, SpatialOptions
-from sanbench.evaluation.loop import Identity, Perturbation, Perturbed, Seen, predictions
+from sanbench.evaluation.loop import Identity, Interruptible, Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rotations import FILLS, INTERPOLATIONS
 from sanbench.late import Late
 
@@ -41,7 +39,6 @@ else:
 SIDE, SHARE = 28, 3 / 28  # of the side: the original's 3 of 28, 3 of 32 and 24 of 224
 MOST = 10**6  # points of a search
 LIMITS = {"degrees": (0, 180), "pixels": (0, 10_000), "draws": (1, MOST), "step": (0.01, 180)}
-KEEP = 20.0  # seconds between two points from which an interrupted search goes on
 CELLS = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}", re.ASCII)
 
 
@@ -131,55 +128,30 @@ class Spatial(Perturbation):
     def passes(self) -> int:
         return self.config.count + 2  # upright before it, and what is scored after it
 
-    def in_batches(self, size: int) -> Self:
-        smaller = copy.copy(self)
-        smaller.batch_size = min(size, self.batch_size)
-        return smaller
-
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         clean = self.look(images)
-        state = {
-            "stands": clean == labels,
-            "point": images.new_zeros(len(images), 3, dtype=torch.float64),
-            "passes": torch.full_like(labels, 2),
-        }
-        first, earlier, batches = self.resume(state, indices, 2 * len(images.split(self.batch_size)))
-        kept = started = time.monotonic()
-        for number in range(first, self.config.count):
-            rows = state["stands"].nonzero()[:, 0]
+        stands, passes = clean == labels, torch.full_like(labels, 2)
+        worst = images.new_zeros(len(images), 3, dtype=torch.float64)
+        search = Interruptible(self.keeper, {"stands": stands, "point": worst, "passes": passes}, indices)
+        batches = search.where.get("batches", 2 * len(images.split(self.batch_size)))
+        for number in range(search.where.get("number", 0), self.config.count):
+            rows = stands.nonzero()[:, 0]
             if len(rows) == 0:
                 break
-            if self.keeper is not None and time.monotonic() - kept > KEEP:
-                kept = time.monotonic()
-                told = {"number": number, "seconds": earlier + kept - started, "batches": batches, "indices": indices}
-                self.keeper.keep(state | told)
+            if search.is_due():
+                search.keep(number=number, batches=batches)
             self.watch(Seen(number / self.config.count, self.config.method, len(rows)))
             points = self.config.at(number, indices[rows.cpu()]).to(images.device)
             wrong = self.look(self.moved(images[rows], points)) != labels[rows]
-            state["passes"][rows] += 1
-            state["point"][rows[wrong]] = points[wrong]
-            state["stands"][rows[wrong]] = False
+            passes[rows] += 1
+            worst[rows[wrong]] = points[wrong]
+            stands[rows[wrong]] = False
             batches += len(rows.split(self.batch_size))
-        worst = self.moved(images, state["point"])
-        angle, right, down = state["point"].unbind(1)
-        columns = {
-            "clean_prediction": clean,
-            "rotation": angle,
-            "right": right,
-            "down": down,
-            "forward_passes": state["passes"],
-        }
-        rounded = (worst * 255).round() / 255
-        return Perturbed(worst, columns, rounded, places=batches * self.batch_size, earlier=earlier)
-
-    def resume(self, state: dict[str, Tensor], indices: Tensor, batches: int) -> tuple[int, float, int]:
-        """Fill `state` with what was kept of these images: the point to go on with, seconds and batches until then."""
-        found = None if self.keeper is None else self.keeper.load()
-        if found is None or found["indices"].tolist() != indices.tolist():
-            return 0, 0.0, batches
-        for name, values in state.items():
-            values.copy_(found[name])
-        return found["number"], found["seconds"], found["batches"]
+        columns = {"clean_prediction": clean, "rotation": worst[:, 0], "right": worst[:, 1], "down": worst[:, 2]}
+        columns["forward_passes"] = passes
+        shown = self.moved(images, worst)
+        rounded = (shown * 255).round() / 255
+        return Perturbed(shown, columns, rounded, places=batches * self.batch_size, earlier=search.earlier)
 
     def moved(self, images: Tensor, points: Tensor) -> Tensor:
         return moved(images, points, self.config.interpolation, FILLS[self.config.fill])
@@ -239,17 +211,8 @@ def configs(options: SpatialOptions, seed: int, side: int) -> list[SpatialConfig
         if method not in SPATIAL_METHODS:
             raise unknown("method", method, SPATIAL_METHODS)
         degrees = options.degrees if options.degrees is not None else 180.0 if method == "smallest" else 30.0
-        config = SpatialConfig(
-            method,
-            degrees,
-            pixels,
-            options.draws or 10,
-            cells,
-            options.step or 5.0,
-            options.interpolation,
-            options.fill,
-            seed,
-        )
+        searched = (method, degrees, pixels, options.draws or 10, cells, options.step or 5.0)
+        config = SpatialConfig(*searched, options.interpolation, options.fill, seed)
         if config.count == 0 or not (degrees or pixels):
             raise InputError(f"method {method!r} is not accepted here: within these limits there is only the upright image.")
         chosen.append(config)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from sanbench.evaluation.kinds import NORMS, budget, declared_smallest, kind_of
+from sanbench.evaluation.kinds import NORMS, budget, declared_attack, kind_of
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import Median
 from sanbench.report.cells import cell, main_selection, matrix, names, number_of_images, shown, told_n
@@ -57,14 +57,14 @@ def section(group: Sequence[Record], findings: Findings) -> list[Block]:
                 named,
             )
         ]
-        tables += [Text(f"{title}. Protocol: {declared_smallest(own[0].setting)}.")]
+        tables += [Text(f"{title}. Protocol: {declared_attack(own[0].setting)}.")]
         tables += [Table(medians, f"{title}: smallest ε"), Table(rows, f"{title}: robust accuracy")]
     return [Heading("Smallest perturbations", 3), Text(ABOUT), Picture(panels, "Robust accuracy at every ε."), *tables]
 
 
 def protocol(record: Record) -> str:
     """What is shown in one panel."""
-    return f"{kind_of('smallest').short(record.setting)} {declared_smallest(record.setting)}"
+    return f"{kind_of('smallest').short(record.setting)} {declared_attack(record.setting)}"
 
 
 def furthest(records: Sequence[Record], findings: Findings) -> float:

@@ -1,12 +1,13 @@
 """The worst case over rotations and shifts, and how far an image can be turned before it falls: part of the rotations."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sanbench.evaluation.kinds import Setting, declared_spatial, full_spatial, order_spatial, short_spatial
+from sanbench.evaluation.kinds import Setting, condition, declared_spatial, order_spatial, short_spatial
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import Proportion, wilson
 from sanbench.report.cells import Shown, cell, main_selection, matrix, number_of_images, series, shown, told_n
@@ -33,7 +34,7 @@ def panels(records: Sequence[Record], findings: Findings, named: dict[Shown, str
         drawn = main_selection(own)
         dots = series(drawn, lambda record: short_spatial(record.setting), findings.top1, named)
         found.append(Panel(f"worst case, {brief(drawn)}", "top-1", dots))
-    for own in by_words(smallest(records), full_spatial).values():
+    for own in by_words(smallest(records), partial(condition, "spatial")).values():
         drawn = main_selection(own)
         curves = [Series(named[shown(record)], curve(record, findings)) for record in drawn]
         found.append(Panel(f"right up to an angle, {brief(drawn)}", "degrees either way", curves))
@@ -96,4 +97,4 @@ def quantiles(record: Record, findings: Findings) -> dict[str, str]:
     named = {"median" if share == 0.5 else f"{share:.0%}": angle for share, angle in zip(QUANTILES, found, strict=True)}
     told = {name: "—" if np.isnan(angle) else f"{angle:g}°".replace("inf°", "∞") for name, angle in named.items()}
     stand = cell(wilson(int(np.isinf(fell).sum()), len(fell)))
-    return told | {"at none": stand, "searched": full_spatial(record.setting), "n": number_of_images(record.data)}
+    return told | {"at none": stand, "searched": condition("spatial", record.setting), "n": number_of_images(record.data)}

@@ -1,9 +1,11 @@
 """An attack as a perturbation: which images are attacked, how often, and what is kept of it."""
 
-import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,19 +14,14 @@ from torch import Tensor, nn
 
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
-from sanbench.evaluation.attacks.queried_model import VARIATION, Aim, AllFallen, QueriedModel
+from sanbench.evaluation.attacks.queried_model import SPENT, VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
-from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
-from sanbench.evaluation.rng import Averaged, ImageNoise, image_seed, per_image_random
+from sanbench.evaluation.loop import Interruptible, Perturbation, Perturbed, Seen, predictions
+from sanbench.evaluation.rng import Averaged, ImageNoise, PerImageRandom, image_seed
 from sanbench.evaluation.sanity_checks import attack_flags
-
-if TYPE_CHECKING:
-    from sanbench.runs.evaluated import EvaluatedModel
-
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
 MANY = 10**9  # classes: more than any attack has targets
-KEEP = 20.0  # seconds between two points from which an interrupted attack goes on, at least
 WORK = 1e15  # passes x weights x pixels: half a minute of a SAN on two cores
 TELL = 0.5  # seconds between two tellings of how far it is
 
@@ -45,18 +42,6 @@ class Surrogate(NamedTuple):
     weights: str
 
 
-class Point(NamedTuple):
-    """Where an attack goes on: at a round, with the images from `place` on, after so many seconds.
-
-    answers  of the queries that were made in that round already, where it has no gradients; see `QueriedModel.answers`
-    """
-
-    round: int = 0
-    place: int = 0
-    seconds: float = 0.0
-    answers: Tensor | None = None
-
-
 class Attack(Perturbation):
     """The attack `name` on `model`: every round of it on the images that are still right, the worst case of each kept.
 
@@ -71,17 +56,14 @@ class Attack(Perturbation):
         self, name: str, model: nn.Module, config: AttackConfig, batch_size: int = 64, surrogate: Surrogate | None = None
     ) -> None:
         self.name, self.model, self.config, self.batch_size, self.surrogate = name, model, config, batch_size, surrogate
-        self.sizes: list[tuple[int, bool]] = []
+        self.kind = "transfer" if surrogate else "smallest" if config.search else "attack"
+        self.sizes: list[tuple[int, bool]] = []  # of each pass of the network, and whether it went back too
         if surrogate is not None and not ATTACKS[name].transfers:
             accepted = ", ".join(other for other, entry in ATTACKS.items() if entry.transfers)
             raise InputError(
                 f"attack {name!r} is not accepted with a surrogate: it looks for the nearest example or the first that works, "
                 f"not the strongest. Accepted are {accepted}."
             )
-
-    @property
-    def kind(self) -> str:  # type: ignore[override]  # decided by the surrogate
-        return "attack" if self.surrogate is None else "transfer"
 
     def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
         return attack_flags(rows, self.setting) if self.surrogate is None else []
@@ -93,11 +75,10 @@ class Attack(Perturbation):
 
     @property
     def setting(self) -> dict[str, Any]:
-        entry, config = ATTACKS[self.name], self.config
+        config = self.config
         setting: dict[str, Any] = {"attack": self.name, "norm": config.norm, "eps": budget_text(config.eps)}
         setting |= parameters(self.name, config)
-        for member in entry.members:
-            setting[member] = parameters(member, member_config(member, config))
+        setting |= {member: parameters(member, member_config(member, config)) for member in ATTACKS[self.name].members}
         setting |= {"eot": config.eot} if config.eot > 1 else {}
         setting |= {"max_passes": config.max_passes} if config.max_passes else {}
         setting |= {"attacked": "images right before, until they fall", "seed": config.seed}
@@ -107,140 +88,101 @@ class Attack(Perturbation):
         return setting
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
+        config, entry = self.config, ATTACKS[self.name]
         columns = {name: torch.zeros_like(labels) for name in SPENT}
-        self.sizes.clear()
-        clean = self.clean(self.model, images, indices, columns)
-        victim = self.model if self.surrogate is None else self.surrogate.model
-        logits = clean if self.surrogate is None else self.clean(victim, images, indices, columns)
-        entry = ATTACKS[self.name]
+        self.sizes = []
+        victim, logits = self.model, self.clean(self.model, images, indices, columns)
+        clean = predictions(logits)
+        if self.surrogate is not None:
+            victim = self.surrogate.model
+            logits = self.clean(victim, images, indices, columns)
         target = self.choose_targets(logits, labels, indices) if entry.aimed else None
-        rounds = list(self.rounds(logits.shape[1])) if self.config.eps else []
+        rounds = list(self.rounds(logits.shape[1])) if config.eps else []
         state = self.begun(images, predictions(logits) != labels) | columns
-        left = state["left"]
-        start = self.resume(state, indices)
-        kept = started = time.monotonic()
-
-        def keep(point: Point, answers: list[Tensor]) -> None:
-            nonlocal kept
-            if self.keeper is None or (now := time.monotonic()) - kept <= KEEP:
-                return
-            kept = now
-            point = point._replace(seconds=start.seconds + now - started, answers=torch.cat(answers) if answers else None)
-            self.keeper.keep({**state, **point._asdict(), "sizes": self.sizes, "indices": indices})
-
+        known = Interruptible(self.keeper, state, indices)
+        start, answers = (known.where.get("round", 0), known.where.get("place", 0)), known.where.get("answers")
+        self.sizes, self.told = known.where.get("sizes", self.sizes), -math.inf
         most = [at_once(victim, images, turn) for turn in rounds]
-        for point, rows in pools(start, most, left):
-            turn = rounds[point.round]
+        for number, place, rows in pools(start, most, state["left"]):
+            turn, numbers = rounds[number], indices[rows.cpu()]
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
-            queried.remember = self.remembers(turn)
-            if point.answers is not None:
-                queried.answers, queried.known = [point.answers], point.answers
-            queried.told = self.teller(rounds, point, state, rows, keep)
-            if self.config.max_passes:
+            if self.keeper and not (ATTACKS[turn.attack].by_gradient or config.eot > 1 or config.max_passes):
+                queried.remember = True  # what is asked next follows from the answers
+            if (number, place) == start and answers is not None:
+                queried.answers, queried.known = [answers], answers
+            queried.told = partial(self.tell, known, rounds, number, place, rows)
+            queried.eot = config.eot
+            if config.max_passes:
                 queried.remaining = state["remaining"][rows]
-            if self.config.eot > 1:
-                queried.eot, queried.noise = self.config.eot, self.noise(turn, indices[rows.cpu()])
-            keep(point, queried.answers)
-            made = run_round(queried, turn, indices[rows.cpu()])
+            self.keep(known, number, place, queried)
+            made = run_round(queried, turn, numbers)
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
             self.sizes += queried.sizes
             self.take(state, rows, turn, queried, made)
             if queried.remaining is not None:
                 state["remaining"][rows] = queried.remaining
-                left |= state["remaining"] < self.config.eot
-        columns |= {"clean_prediction": predictions(clean)} | self.controls(victim, images, logits, indices, columns)
+                state["left"] |= state["remaining"] < config.eot
+        columns |= {"clean_prediction": clean} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": state["member"]} if entry.members else {}
-        if self.config.max_passes:
-            columns["attack_passes"] = self.config.max_passes - state["remaining"]
-        perturbed = self.checked(images, state["adversarial"], indices, columns)
-        batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
-        return perturbed._replace(places=batches * self.batch_size, earlier=start.seconds)
-
-    def remembers(self, turn: Round) -> bool:
-        """Whether a round goes on from the answers to its queries: what it asks next then follows from them."""
-        return (
-            self.keeper is not None
-            and not ATTACKS[turn.attack].by_gradient
-            and self.config.eot == 1
-            and not self.config.max_passes
-        )
+        columns |= {"attack_passes": config.max_passes - state["remaining"]} if config.max_passes else {}
+        return self.checked(images, state["adversarial"], indices, columns)._replace(earlier=known.earlier)
 
     def begun(self, images: Tensor, wrong: Tensor) -> dict[str, Tensor]:
         """What is known of each image before the first round: N each, and the adversarial ones."""
         member = torch.full_like(wrong, -1, dtype=torch.int64)
-        remaining = torch.full_like(member, self.config.max_passes or 0)
-        found = {"fell": wrong.clone(), "left": wrong, "member": member, "adversarial": images.clone()}
-        return found | {"remaining": remaining}
+        state = {"fell": wrong.clone(), "left": wrong, "member": member, "adversarial": images.clone()}
+        return state | {"remaining": torch.full_like(member, self.config.max_passes or 0)}
 
     def take(self, state: dict[str, Tensor], rows: Tensor, turn: Round, queried: QueriedModel, made: Tensor) -> None:
         """Put into `state` what a round did to the images `rows`: a worst case over rounds."""
         new = queried.fallen & ~state["fell"][rows]
         better = queried.left | ~state["fell"][rows]
         state["adversarial"][rows[better]] = made[better]
-        state["member"][rows[new]] = number(ATTACKS[self.name].members, turn.attack)
+        if members := ATTACKS[self.name].members:
+            state["member"][rows[new]] = members.index(turn.attack)
         state["fell"][rows] |= queried.fallen
         state["left"][rows] |= queried.left
 
-    def resume(self, state: dict[str, Tensor], indices: Tensor) -> Point:
-        """Fill `state` with what was kept of these images: where to go on."""
-        found = None if self.keeper is None else self.keeper.load()
-        if found is None or found["indices"].tolist() != indices.tolist():
-            return Point()
-        for name, values in state.items():
-            values.copy_(found[name])
-        self.sizes[:] = found["sizes"]
-        return Point(**{name: found[name] for name in Point._fields})
-
-    def in_batches(self, size: int) -> Self:
-        if size >= self.batch_size:
-            return self
-        smaller = copy.copy(self)
-        smaller.batch_size, smaller.sizes = size, []
-        return smaller
-
     @property
     def passes(self) -> int:
-        every = sum(turn.passes for turn in self.rounds(MANY)) if self.config.eps else 1
+        return self.cost(self.rounds(MANY)) if self.config.eps else 1
+
+    def cost(self, rounds: Iterable[Round]) -> int:
+        """Passes of an image that withstands these rounds."""
+        every = sum(turn.passes for turn in rounds)
         return min(every, self.config.max_passes or every)
 
-    def teller(
-        self,
-        rounds: Sequence[Round],
-        point: Point,
-        state: dict[str, Tensor],
-        rows: Tensor,
-        keep: Callable[[Point, list[Tensor]], None],
-    ) -> Callable[[QueriedModel], None]:
-        """Has what is remembered of the round at `point` kept; every TELL seconds tells `watch` how far it is with `rows`, its
-        target and start, and how many images stand."""
-        number, images = point.round, len(state["fell"])
-        before, whole = (sum(turn.passes for turn in some) for some in (rounds[:number], rounds))
-        whole, turn = min(whole, self.config.max_passes or whole), rounds[number]
+    def keep(self, known: Interruptible, number: int, place: int, queried: QueriedModel) -> None:
+        """Keep, if that is due, that the attack goes on at a round, with the images from `place` on.
+
+        In a round without gradients they have the answers to their queries so far; see `QueriedModel.answers`.
+        """
+        if known.is_due():
+            answers = torch.cat(queried.answers) if queried.answers else None
+            known.keep(round=number, place=place, answers=answers, sizes=self.sizes)
+
+    def tell(
+        self, known: Interruptible, rounds: list[Round], number: int, place: int, rows: Tensor, queried: QueriedModel
+    ) -> None:
+        """After each pass of the network: keep what is remembered, and every TELL seconds tell `watch` how far it is with
+        `rows`, its target and start, and how many images stand."""
+        if queried.remember:
+            self.keep(known, number, place, queried)
+        if (now := time.monotonic()) - self.told < TELL:  # counting waits for the device
+            return
+        self.told, turn, fell = now, rounds[number], known.state["fell"]
         own = [other for other in rounds if other.attack == turn.attack]
         targets, starts = (len({getattr(other, name) for other in own}) for name in ("target", "restart"))
         words = [f"target {turn.target - 1} of {targets}"] * (targets > 1)
         words += [f"{self.again} {turn.restart + 1} of {starts}"] * (starts > 1)
-        about = ", ".join([turn.attack, *words])
-        stood, fallen = int((~state["fell"]).sum()), state["fell"][rows]
-        told = time.monotonic() - TELL
-
-        def tell(queried: QueriedModel) -> None:
-            nonlocal told
-            if queried.remember:
-                keep(point, queried.answers)
-            if (now := time.monotonic()) - told < TELL:  # counting waits for the device
-                return
-            told = now
-            here = min(1.0, queried.queries / turn.config.steps) * (int(rows[-1]) + 1 - point.place) / images
-            share = min(1.0, (before + turn.passes * (point.place / images + here)) / whole)
-            gone = queried.left if self.config.search else queried.fallen
-            standing = None if self.surrogate else stood - int((gone & ~fallen).sum())
-            self.watch(Seen(share, about, standing))
-
-        return tell
+        here = min(1.0, queried.queries / turn.config.steps) * (int(rows[-1]) + 1 - place)
+        done = self.cost(rounds[:number]) + turn.passes * (place + here) / len(fell)
+        gone = queried.left if self.config.search else queried.fallen
+        standing = None if self.surrogate else int((~fell).sum() - (gone & ~fell[rows]).sum())
+        self.watch(Seen(min(1.0, done / self.cost(rounds)), ", ".join([turn.attack, *words]), standing))
 
     def rounds(self, classes: int) -> Iterable[Round]:
         """In order. Raises InputError for too few classes."""
@@ -282,21 +224,13 @@ class Attack(Perturbation):
     @torch.no_grad()
     def look(self, model: nn.Module, images: Tensor, indices: Tensor, stream: str) -> Tensor:
         self.sizes += [(len(chunk), False) for chunk in images.split(self.batch_size)] * self.config.eot
-        shown = self.averaged(model, indices, stream)
+        shown = self.network(model, indices, stream)
         return torch.cat([shown(chunk) for chunk in images.split(self.batch_size)])
 
-    def averaged(self, model: nn.Module, indices: Tensor, stream: str) -> Callable[[Tensor], Tensor]:
+    def network(self, model: nn.Module, indices: Tensor, stream: str = "scored") -> Callable[[Tensor], Tensor]:
         """The network, or the mean of `eot` passes of it, which is shown the images in order."""
         eot = self.config.eot
         return model if eot == 1 else Averaged(model, self.config.seed, indices.tolist(), stream, eot)
-
-    def network(self, model: nn.Module, indices: Tensor) -> Callable[[Tensor], Tensor]:
-        return self.averaged(model, indices, "scored")
-
-    def noise(self, turn: Round, indices: Tensor) -> Callable[[Tensor, Tensor], ImageNoise]:
-        """Of images of a pool and the numbers of their passes in this round."""
-        numbers, name = indices.tolist(), f"{stream(turn)} {turn.restart} noise"
-        return lambda rows, passes: ImageNoise(turn.config.seed, [numbers[row] for row in rows.tolist()], name, passes.tolist())
 
     def controls(
         self, model: nn.Module, images: Tensor, logits: Tensor, indices: Tensor, columns: dict[str, Tensor]
@@ -308,7 +242,8 @@ class Attack(Perturbation):
             again, first = self.look(model, images[rows], indices[rows], "again"), logits[rows]
             columns["forward_passes"][rows] += self.config.eot
             varies[rows] = ((again - first).abs() > VARIATION * first.abs().clamp(min=1)).any(1)
-        return {"varies": varies, "probabilities": probability_like(logits)}
+        probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)  # rows that sum to 1
+        return {"varies": varies, "probabilities": probabilities}
 
     def checked(self, images: Tensor, adversarial: Tensor, indices: Tensor, columns: dict[str, Tensor]) -> Perturbed:
         """Budget, box and NaN in float64, then the same examples as 8-bit images, scored."""
@@ -317,7 +252,9 @@ class Attack(Perturbation):
         rounded = in_eight_bits(images, adversarial, eps, norm)
         columns["forward_passes"] += 2 * self.config.eot  # as it is and in 8 bits
         eight = predictions(self.look(self.model, rounded, indices, "in 8 bits"))
-        return Perturbed(adversarial, columns | {norm: found, "prediction_8bit": eight}, rounded)
+        batches = len(self.sizes) + len(images.split(self.batch_size))  # the last look is the loop's, that scores them
+        columns |= {norm: found, "prediction_8bit": eight}
+        return Perturbed(adversarial, columns, rounded, places=batches * self.batch_size)
 
 
 def controlled(indices: Tensor, control: bool = True) -> Tensor:
@@ -325,21 +262,15 @@ def controlled(indices: Tensor, control: bool = True) -> Tensor:
     return ((indices % CONTROL == 0) == control).nonzero()[:, 0]
 
 
-def probability_like(logits: Tensor) -> Tensor:
-    """Rows that are non-negative and sum to 1: N."""
-    return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)
-
-
-SPENT = ("forward_passes", "backward_passes", "dead_gradients")
-
-
-def pools(start: Point, most: Sequence[int], left: Tensor) -> Iterator[tuple[Point, Tensor]]:
-    """Each round on the images that have not `left` when it comes to them, `most` of them at once: their rows."""
-    for number in range(start.round, len(most)):
-        place = start.place if number == start.round else 0
+def pools(start: tuple[int, int], most: Sequence[int], left: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Each round on the images that have not `left` when it comes to them, `most` of them at once: its number, the place from
+    which on they are, and their rows. `start` is the first round with its place."""
+    first, place = start
+    for number in range(first, len(most)):
         while len(rows := (~left[place:]).nonzero()[: most[number], 0] + place):
-            yield start if (number, place) == start[:2] else Point(number, place), rows
+            yield number, place, rows
             place = int(rows[-1]) + 1
+        place = 0
 
 
 def at_once(model: nn.Module, images: Tensor, turn: Round) -> int:
@@ -352,45 +283,16 @@ def at_once(model: nn.Module, images: Tensor, turn: Round) -> int:
 
 def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
     """What fell, and for the others what the attack ended with (the image itself where that may lie outside the ball)."""
-    kept = queried.images
-    with torch.enable_grad(), per_image_random(turn.config.seed, indices, stream(turn), turn.restart, queried.rows):
-        try:
-            final = ATTACKS[turn.attack].run(queried, turn).detach()
-            if not (queried.aim.leaves or queried.aim.nearest):
-                return final
-            kept = final if queried.aim.bounded else queried.images
-            if queried.remaining is not None:  # what has no passes left may have been moved without a query
-                kept = torch.where(queried.remaining[:, None, None, None] < queried.eot, queried.images, kept)
-        except AllFallen:
-            pass
+    kept, seed = queried.images, turn.config.seed
+    if queried.eot > 1:
+        numbers, stream = indices.tolist(), f"{turn.stream} {turn.restart} noise"
+        queried.noise = lambda rows, passes: ImageNoise(seed, [numbers[row] for row in rows.tolist()], stream, passes.tolist())
+    random = PerImageRandom(seed, indices, turn.stream, turn.restart, queried.rows)
+    with torch.enable_grad(), random, suppress(AllFallen):
+        final = ATTACKS[turn.attack].run(queried, turn).detach()
+        if not (queried.aim.leaves or queried.aim.nearest):
+            return final
+        kept = final if queried.aim.bounded else queried.images
+        if queried.remaining is not None:  # what has no passes left may have been moved without a query
+            kept = torch.where(queried.remaining[:, None, None, None] < queried.eot, queried.images, kept)
     return torch.where(queried.fallen[:, None, None, None], queried.adversarial, kept)
-
-
-def stream(turn: Round) -> str:
-    """Of a member of `standard` the same as of the attack alone."""
-    return f"{turn.attack} {turn.target}"
-
-
-def number(members: Sequence[str], name: str) -> int:
-    return members.index(name) if name in members else -1
-
-
-def bind(
-    model: nn.Module, attacks: Sequence[tuple[str, AttackConfig]], batch_size: int = 64, surrogate: Surrogate | None = None
-) -> list[Perturbation]:
-    """The attacks as perturbations of images for `model`."""
-    from sanbench.evaluation.attacks.smallest import Smallest  # it is made of this module
-
-    return [
-        (Attack if config.search is None else Smallest)(name, model, config, batch_size, surrogate) for name, config in attacks
-    ]
-
-
-def check_gradients(evaluated: "EvaluatedModel", attacks: Sequence[tuple[str, AttackConfig]]) -> None:
-    """Raises InputError for an attack that needs gradients, of a network that gives the pixels none."""
-    needing = [name for name, _ in attacks if ATTACKS[name].by_gradient]
-    if needing and "no-gradient" in evaluated.findings:
-        others = ", ".join(name for name, entry in ATTACKS.items() if not entry.by_gradient)
-        raise InputError(
-            f"attack {needing[0]!r} is not accepted for {evaluated.run}: no gradient reaches its pixels. Accepted is {others}."
-        )

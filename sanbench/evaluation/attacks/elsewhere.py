@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Elsewhere(attack.Attack):
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Perturbed:
         columns = {name: torch.zeros_like(labels) for name in ("forward_passes", "backward_passes")}
-        self.sizes.clear()
+        self.sizes = []
         logits = self.clean(self.model, images, indices, columns)
         right, adversarial = predictions(logits) == labels, images.clone()
         for group in torch.arange(len(images), device=images.device).split(AT_ONCE):
@@ -101,8 +101,7 @@ class Elsewhere(attack.Attack):
             for name, total in counted.passes.items():
                 columns[name][rows] += torch.arange(len(rows), 0, -1, device=rows.device).add(total - 1) // len(rows)
         columns |= {"clean_prediction": predictions(logits)} | self.controls(self.model, images, logits, indices, columns)
-        perturbed = self.checked(images, adversarial, indices, columns)
-        return perturbed._replace(places=(len(self.sizes) + len(images.split(self.batch_size))) * self.batch_size)
+        return self.checked(images, adversarial, indices, columns)
 
     def made(self, counted: Counted, images: Tensor, labels: Tensor, first: int) -> Tensor:
         """What the function returns. Raises SanbenchError where it fails, or returns anything but as many images."""
@@ -141,16 +140,13 @@ def source_digest(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else "unknown"
 
 
-def split(options: AttackOptions, seed: int) -> tuple[AttackOptions | None, list[tuple[str, AttackConfig]]]:
-    """The options of the attacks that are ours, if any, and name and budget of each from elsewhere.
+def parse(options: AttackOptions, request: Request) -> "Bind":
+    """Attacks of which at least one is from elsewhere.
 
     Raises InputError for what cannot be imported or called, and for options that these do not take.
     """
     words = list(dict.fromkeys(word.strip() for word in options.attack.split(",")))
-    foreign = [word for word in words if ":" in word]
-    ours = [word for word in words if word not in foreign]
-    if not foreign:
-        return options, []
+    foreign, ours = [word for word in words if ":" in word], [word for word in words if ":" not in word]
     norm = options.norm or "linf"
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
@@ -162,16 +158,11 @@ def split(options: AttackOptions, seed: int) -> tuple[AttackOptions | None, list
             option = field.name.replace("_", "-")
             raise InputError(f"{option} {value} is not accepted for attack {foreign[0]!r}: it takes eps alone.")
     budgets = sorted({parse_budget("eps", word, norm) for word in options.eps.split(",")})
-    wanted = [(name, AttackConfig(eps, eps, 1, seed, cast(Any, norm))) for name in foreign for eps in budgets]
-    return (replace(options, attack=",".join(ours)) if ours else None), wanted
-
-
-def parse(options: AttackOptions, request: Request) -> "Bind":
-    ours, foreign = split(options, request.seed)
-    rest = attack_options.parse(ours, request) if ours else None
+    configs = [AttackConfig(eps, eps, 1, request.seed, norm) for eps in budgets]
+    rest = attack_options.parse(replace(options, attack=",".join(ours)), request) if ours else None
 
     def bound(evaluated: "EvaluatedModel", images: "Images") -> list[Perturbation]:
-        made = [Elsewhere(name, evaluated.model, config, request.batch_size) for name, config in foreign]
+        made = [Elsewhere(name, evaluated.model, config, request.batch_size) for name in foreign for config in configs]
         return [*(rest(evaluated, images) if rest else []), *made]
 
     return bound

@@ -12,6 +12,7 @@ from sanbench.evaluation.attacks.budget import distance, inside_box
 from sanbench.evaluation.kinds import TOLERANCE
 from sanbench.evaluation.loop import predictions
 
+SPENT = ("forward_passes", "backward_passes", "dead_gradients")
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
 
 
@@ -83,7 +84,7 @@ class QueriedModel(nn.Module):
         self.fallen = torch.zeros_like(labels, dtype=torch.bool)
         self.left = self.fallen.clone()
         self.alive = torch.arange(len(labels), device=labels.device)  # rows that have not left
-        self.spent = {name: torch.zeros_like(labels) for name in ("forward_passes", "backward_passes", "dead_gradients")}
+        self.spent = {name: torch.zeros_like(labels) for name in SPENT}
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
@@ -99,8 +100,7 @@ class QueriedModel(nn.Module):
             return range(count)
         if count != len(self.alive):
             raise SanbenchError(f"An attack queried {count} images, but {len(self.alive)} of {len(self.labels)} are left.")
-        found: list[int] = self.alive.tolist()
-        return found
+        return self.alive.tolist()
 
     def forward(self, x: Tensor) -> Tensor:
         whole = len(x) == len(self.labels)
@@ -127,8 +127,7 @@ class QueriedModel(nn.Module):
         gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)  # torchattacks views it
         for rows, found in gradients:
             gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
-        answer: Tensor = Differentiated.apply(x, logits, gradient)
-        return answer
+        return Differentiated.apply(x, logits, gradient)
 
     def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Rows of the pool, what they are shown, and whether with a gradient: forward alone where no more passes are left.

@@ -22,10 +22,6 @@ class Smallest(Attack):
     again = "attempt"
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
-        return "smallest"
-
-    @property
     def search(self) -> Search:
         assert self.config.search is not None
         return self.config.search

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.attacks.budget import parse_budget
@@ -70,7 +70,7 @@ class AttackConfig:
     step_size: Fraction
     steps: int = 10
     seed: int = 0
-    norm: Literal["linf", "l2"] = "linf"
+    norm: str = "linf"
     restarts: int = 1
     target: str = "random"
     targets: int = 9
@@ -95,21 +95,23 @@ class Round(NamedTuple):
     target: int = 2  # 1 is the label's own
 
     @property
+    def stream(self) -> str:
+        """Of random numbers: of a member of `standard` the same as of the attack alone."""
+        return f"{self.attack} {self.target}"
+
+    @property
     def passes(self) -> int:
         """Of an image that withstands it: a forward one a step, and by gradient a backward one, which counts as two."""
         return self.config.steps * self.config.eot * (3 if ATTACKS[self.attack].by_gradient else 1)
-
-
-Run = Callable[["QueriedModel", Round], "Tensor"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """An attack: norms (the first is the default), default steps, what one round does, and how its record tells it."""
 
-    run: Run
+    run: Callable[[QueriedModel, Round], Tensor]
     steps: int
-    norms: tuple[Literal["linf", "l2"], ...] = ("linf", "l2")
+    norms: tuple[str, ...] = ("linf", "l2")
     about: tuple[tuple[str, Any], ...] = ()
     shown: tuple[str, ...] = ("steps", "restarts")  # fields of the config that it uses
     aimed: bool = False  # each image has one target, which it leaves at
@@ -122,10 +124,6 @@ class Entry:
     members: tuple[str, ...] = ()
 
 
-def fgsm(queried: QueriedModel, turn: Round) -> Tensor:
-    return projected(queried, turn.config.norm, 1.0, 1, random_start=False)
-
-
 def pgd(queried: QueriedModel, turn: Round) -> Tensor:
     c = turn.config
     return projected(queried, c.norm, float(c.step_size / c.eps), c.steps, c.search is None or c.search.random_start)
@@ -134,57 +132,38 @@ def pgd(queried: QueriedModel, turn: Round) -> Tensor:
 def projected(queried: QueriedModel, norm: str, step: float, steps: int, random_start: bool) -> Tensor:
     """x <- project(x + step * eps * direction(grad)), with eps of each image (Madry et al. 2018).
 
-    Ascends the cross-entropy of the label or descends that of the target. The start is uniform in the ball of L-infinity,
-    and of a random direction and radius in that of L2.
+    Ascends the cross-entropy of the label or descends that of the target. The direction is the gradient's sign, of L2 the
+    gradient at length 1.
     """
     images, target = queried.images, queried.aim.target
     sign, classes = (1, queried.labels) if target is None else (-1, target)
     queried.loss = lambda logits, rows: sign * cross_entropy(logits, classes[rows])
-    ball, every = BALLS[norm], torch.arange(len(images), device=images.device)
-    eps = queried.budgets.to(images.dtype)[:, None, None, None]
-    x = (images + ball.start(images, eps)).clamp(0, 1) if random_start else images
+    every, eps = torch.arange(len(images), device=images.device), queried.budgets.to(images.dtype)[:, None, None, None]
+    x = (images + start(images, eps, norm)).clamp(0, 1) if random_start else images
     for _ in range(steps):
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(queried.loss(queried(x), every).sum(), x)
-        moved = x.detach() + step * eps * ball.direction(gradient)
-        x = (images + ball.inside(moved - images, eps)).clamp(0, 1)
+        direction = gradient.sign() if norm == "linf" else gradient / (lengths(gradient) + 1e-10)
+        away = x.detach() + step * eps * direction - images
+        inside = away.clamp(-eps, eps) if norm == "linf" else away * (eps / lengths(away)).clamp(max=1)
+        x = (images + inside).clamp(0, 1)
     with torch.no_grad():
         queried(x)  # the last step is a query too
     return x
 
 
-class Ball(NamedTuple):
-    """Of one norm: a random point of it, the direction of a step, and the nearest point inside. Images are N x 3 x H x W."""
-
-    start: Callable[[Tensor, Tensor], Tensor]
-    direction: Callable[[Tensor], Tensor]
-    inside: Callable[[Tensor, Tensor], Tensor]
+def start(images: Tensor, eps: Tensor, norm: str) -> Tensor:
+    """A random point of each image's ball: uniform in that of L-infinity, of a random direction and radius in that of L2."""
+    if norm == "linf":  # in float64, which rounds as the generator's own draws from an interval do
+        draws = torch.rand(images.shape, device=images.device).double()
+        return (draws * (2 * eps.double()) - eps.double()).to(images.dtype)
+    direction = torch.randn(images.shape, device=images.device)
+    return direction * (torch.rand((len(images), 1, 1, 1), device=images.device) / lengths(direction) * eps)
 
 
 def lengths(images: Tensor) -> Tensor:
     """Their L2 norms: N x 1 x 1 x 1."""
     return images.flatten(1).norm(dim=1)[:, None, None, None]
-
-
-def uniform_start(images: Tensor, eps: Tensor) -> Tensor:
-    """In float64, which rounds as the generator's own draws from an interval do."""
-    draws = torch.rand(images.shape, device=images.device).double()
-    return (draws * (2 * eps.double()) - eps.double()).to(images.dtype)
-
-
-def radial_start(images: Tensor, eps: Tensor) -> Tensor:
-    direction = torch.randn(images.shape, device=images.device)
-    return direction * (torch.rand((len(images), 1, 1, 1), device=images.device) / lengths(direction) * eps)
-
-
-BALLS = {
-    "linf": Ball(uniform_start, lambda gradient: gradient.sign(), lambda away, eps: away.clamp(-eps, eps)),
-    "l2": Ball(
-        radial_start,
-        lambda gradient: gradient / (lengths(gradient) + 1e-10),
-        lambda away, eps: away * (eps / lengths(away)).clamp(max=1),
-    ),
-}
 
 
 def apgd(queried: QueriedModel, turn: Round, loss: str) -> Tensor:
@@ -198,8 +177,7 @@ def apgd(queried: QueriedModel, turn: Round, loss: str) -> Tensor:
         attack.dlr_loss = lambda logits, labels: targeted_dlr(logits, labels, target)
         queried.loss = lambda logits, rows: targeted_dlr(logits, queried.labels[rows], target[rows])
     with torch.no_grad():  # it enables gradients where it needs them; elsewhere its best images would keep every step's graph
-        best: Tensor = attack.attack_single_run(queried.images, queried.labels)[0]
-    return best
+        return attack.attack_single_run(queried.images, queried.labels)[0]
 
 
 def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
@@ -223,8 +201,7 @@ def fab(queried: QueriedModel, turn: Round) -> Tensor:
     attack.target_class = turn.target
     target = queried.clean.argsort(1)[:, -turn.target]
     queried.loss = lambda logits, rows: pick(logits, target[rows]) - pick(logits, queried.labels[rows])
-    nearest: Tensor = attack.attack_single_run_targeted(queried.images, queried.labels, use_rand_start=turn.restart > 0)
-    return nearest
+    return attack.attack_single_run_targeted(queried.images, queried.labels, use_rand_start=turn.restart > 0)
 
 
 def square(queried: QueriedModel, turn: Round) -> Tensor:
@@ -232,8 +209,7 @@ def square(queried: QueriedModel, turn: Round) -> Tensor:
     c = turn.config
     attack = torchattacks.Square(queried, NORMS[c.norm], float(c.eps), c.steps, resc_schedule=False)
     attack.init_hyperparam(queried.images)
-    best: Tensor = attack.attack_single_run(queried.images, queried.labels)[1]
-    return best
+    return attack.attack_single_run(queried.images, queried.labels)[1]
 
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -242,7 +218,7 @@ STEPPED = ("step_size", "steps", "restarts")
 STANDARD = ("apgd", "apgd-targeted", "fab", "square")
 
 ATTACKS: dict[str, Entry] = {
-    "fgsm": Entry(fgsm, 1, ("linf",), shown=(), transfers=True),
+    "fgsm": Entry(lambda g, t: projected(g, t.config.norm, 1.0, 1, random_start=False), 1, ("linf",), shown=(), transfers=True),
     "pgd": Entry(pgd, 10, ("linf",), BALL, STEPPED, transfers=True, searched=True),
     "pgd-targeted": Entry(pgd, 10, ("linf",), BALL, (*STEPPED, "target"), aimed=True, transfers=True, searched=True),
     "pgd-l2": Entry(
@@ -304,7 +280,7 @@ def parse_attacks(
     for field, value in given.items():
         if value is not None and not any(field in ATTACKS[name].shown for name in attacks):
             raise InputError(f"{field.replace('_', '-')} {value} is not accepted: no attack of {', '.join(attacks)} uses it.")
-    chosen = []
+    chosen: list[tuple[str, AttackConfig]] = []
     for name in attacks:
         entry = ATTACKS[name]
         ball = norm or entry.norms[0]
@@ -314,21 +290,9 @@ def parse_attacks(
             raise InputError(f"step-size {step_size} is not accepted: no step would be taken.")
         if search is not None and not budgets[0]:
             raise InputError("eps 0 is not accepted where the smallest eps is looked for: it has to be above 0.")
-        for budget in budgets:
-            taken = entry.steps if steps is None or "steps" not in entry.shown else steps
-            again = 1 if max_passes is None else -(-max_passes // (taken * eot))  # at most: each step is a pass or more
-            config = AttackConfig(
-                budget,
-                budget / 4 if size is None else size,
-                taken,
-                seed,
-                entry.norms[0] if norm is None else entry.norms[entry.norms.index(norm)],
-                1 if "restarts" not in entry.shown else again if restarts is None else restarts,
-                target or "random",
-                9 if targets is None else targets,
-                eot,
-                max_passes,
-                search,
-            )
-            chosen.append((name, config))
+        taken = entry.steps if steps is None or "steps" not in entry.shown else steps
+        again = 1 if max_passes is None else -(-max_passes // (taken * eot))  # at most: each step is a pass or more
+        starts = 1 if "restarts" not in entry.shown else again if restarts is None else restarts
+        rest = (taken, seed, ball, starts, target or "random", 9 if targets is None else targets, eot, max_passes, search)
+        chosen += [(name, AttackConfig(budget, size or budget / 4, *rest)) for budget in budgets]
     return chosen
