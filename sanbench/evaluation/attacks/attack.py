@@ -16,10 +16,10 @@ from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, memb
 from sanbench.evaluation.loop import Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import Averaged, ImageNoise, image_seed, per_image_random
 from sanbench.evaluation.sanity_checks import attack_flags
-from sanbench.store.rows import Rows
 
 if TYPE_CHECKING:
     from sanbench.runs.evaluated import EvaluatedModel
+    from sanbench.store.rows import Rows
 
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
@@ -83,7 +83,7 @@ class Attack(Perturbation):
     def kind(self) -> str:  # type: ignore[override]  # decided by the surrogate
         return "attack" if self.surrogate is None else "transfer"
 
-    def flags(self, rows: Rows, classes: int) -> list[str]:
+    def flags(self, rows: "Rows", classes: int) -> list[str]:
         return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
