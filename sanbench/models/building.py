@@ -51,7 +51,7 @@ def counted_size(name: str, image_size: int = 224, num_classes: int = 1000, **va
 
 
 def counted_kept(name: str, image_size: int, num_classes: int, images: int, **variation: Any) -> int:
-    """What `sanbench.models.kept_bytes` gives, from the network itself: the tensors that autograd saves on torch's meta device."""
+    """What `sanbench.models.kept_bytes` gives, of the network itself: what autograd saves of it on torch's meta device."""
     kept: dict[int, int] = {}
     held: list[Tensor] = []
 
