@@ -46,7 +46,8 @@ def to_column(values: NDArray[Any]) -> pa.Array:
 
 
 def from_table(table: pa.Table) -> dict[str, NDArray[Any]]:
-    return {name: from_column(table[name].combine_chunks()) for name in table.column_names}
+    chunks = ((name, column.chunks) for name, column in zip(table.column_names, table.columns, strict=True))
+    return {name: from_column(own[0] if len(own) == 1 else pa.concat_arrays(own)) for name, own in chunks}
 
 
 def from_column(column: pa.Array) -> NDArray[Any]:
