@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 GROUPS = b"records"  # in the file's metadata: the ids of the records whose rows the groups are, in order
 OPENED = 32  # files of rows that stay open: those of four networks, in both of two stores that are compared
 
-Rows = Mapping[str, NDArray[Any]]  # a row an image: columns by name, all of one length
+Rows = dict[str, NDArray[Any]]  # a row an image: columns by name, all of one length
 
 
 def digest(rows: Rows) -> str:
@@ -45,7 +45,7 @@ def to_column(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [there, pa.py_buffer(dense)])
 
 
-def from_table(table: pa.Table) -> dict[str, NDArray[Any]]:
+def from_table(table: pa.Table) -> Rows:
     chunks = ((name, column.chunks) for name, column in zip(table.column_names, table.columns, strict=True))
     return {name: from_column(own[0] if len(own) == 1 else pa.concat_arrays(own)) for name, own in chunks}
 
@@ -61,7 +61,7 @@ def from_column(column: pa.Array) -> NDArray[Any]:
     return column.to_numpy(zero_copy_only=False)
 
 
-def joined(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
+def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of parts that have the same columns, in order."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
