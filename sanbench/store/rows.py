@@ -46,8 +46,8 @@ def to_column(values: NDArray[Any]) -> pa.Array:
 
 
 def from_table(table: pa.Table) -> Rows:
-    chunks = ((name, column.chunks) for name, column in zip(table.column_names, table.columns, strict=True))
-    return {name: from_column(own[0] if len(own) == 1 else pa.concat_arrays(own)) for name, own in chunks}
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {name: from_column(own.chunk(0) if own.num_chunks == 1 else own.combine_chunks()) for name, own in columns}
 
 
 def from_column(column: pa.Array) -> NDArray[Any]:
