@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,7 @@ def test_rows_are_written_and_read_without_pandas(tmp_path):
     code += "rows = {'index': np.arange(9), 'right': np.arange(9) > 3, 'linf': np.ones(9)}\n"
     code += f"path = Path({str(tmp_path / 'rows.parquet')!r})\nwrite_groups(path, {{'one': to_table(rows)}})\n"
     code += "assert digest(from_table(read_group(path, 'one'))) == digest(rows) and 'pandas' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_records_come_back_as_they_were(tmp_path):
