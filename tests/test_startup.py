@@ -33,7 +33,7 @@ COMPUTED = {
     "--batch-size 8 --runs {written}/trained": "best validation top-1",
     f"accuracy san10 {ONE}": "upright",
     f"rotate san10 --angles 45 {ONE}": "45°",
-    f"attack resnet26 --attack fgsm,pgd {ONE}": "attack success",
+    f"attack resnet26 --attack fgsm,pgd {ONE}": "pgd, L∞",
 }
 COMPILER = (
     "torch._dynamo",
