@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -63,9 +64,24 @@ class Table:
             widths = self.widths(group, options.max_width)
             columns = [Column(self.headings[n], width=width, overflow="fold") for n, width in zip(group, widths, strict=True)]
             table = RichTable(*columns, title=self.title, show_header=any(self.headings))
-            for number, row in enumerate(self.rows):
-                table.add_row(*(row[column] for column in group), end_section=number in self.sections)
+            for cells, ends in self.runs(group, widths):
+                table.add_row(*cells, end_section=ends)
             yield table
+
+    def runs(self, group: Sequence[int], widths: Sequence[int]) -> Iterator[tuple[list[str], bool]]:
+        """The cells of each column, and whether a line is drawn below. Rows of which each cell is one line become one row of
+        several lines: rich takes twice as long for a row each."""
+        gathered: list[list[str]] = []
+        for number, row in enumerate(self.rows):
+            cells, ends = [row[column] for column in group], number in self.sections
+            alone = not all(cell.isprintable() and cell_len(cell) <= width for cell, width in zip(cells, widths, strict=True))
+            if alone and gathered:
+                yield ["\n".join(column) for column in zip(*gathered, strict=True)], False
+                gathered = []
+            gathered.append(cells)
+            if alone or ends or number == len(self.rows) - 1:
+                yield ["\n".join(column) for column in zip(*gathered, strict=True)], ends
+                gathered = []
 
     def widths(self, group: Sequence[int], room: int) -> list[int]:
         """From what each column would like to have, the widest give way until all fit."""

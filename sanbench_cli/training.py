@@ -139,6 +139,10 @@ def train(
     if nproc > 1 and chosen is not None and not dry_run:
         with nullcontext(PROCESS) if PROCESS.before else Interruption() as interruption:
             raise typer.Exit(launch(nproc, sys.argv[1:], interruption))
+    if dry_run and chosen is not None:
+        start(device)
+        show_plan(chosen[0], nproc)
+        return
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler is silent; it reads this when torch is imported
     from sanbench.training.distributed import joined
     from sanbench.training.loop import machine

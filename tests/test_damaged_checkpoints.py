@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import sanbench
 from sanbench.errors import SanbenchError
+from sanbench.models import building
 from sanbench.models.checkpoints import FORMAT, load_model, read_checkpoint, save_checkpoint, write_whole
 from sanbench.models.integrity import content_digest
 from sanbench.models.weights import read_weights
@@ -41,6 +42,22 @@ def files(tmp_path_factory):
     state.write(folder / "resume.pt")
     save_checkpoint(folder / "best.pt", state.model, data={"name": None}, selection="last epoch")
     return folder
+
+
+@pytest.mark.parametrize(("dtype", "built"), [(torch.float32, ["cpu"]), (torch.float16, ["meta", "cpu"])])
+def test_a_network_is_built_once_where_the_file_has_its_bytes(files, tmp_path, monkeypatch, dtype, built):
+    """Else its shapes are compared first, without memory."""
+    content = read_checkpoint(files / "best.pt")
+    for name, value in content["state_dict"].items():
+        content["state_dict"][name] = value.to(dtype) if value.is_floating_point() else value
+    write_whole(tmp_path / "best.pt", content)
+    build, devices = building.build_model, []
+    monkeypatch.setattr(
+        building, "build_model", lambda *a, **k: devices.append(str(torch.get_default_device())) or build(*a, **k)
+    )
+    model = load_model(tmp_path / "best.pt")
+    assert devices == built
+    assert all(torch.equal(value, content["state_dict"][name].to(value.dtype)) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("best.pt", FORMAT), ("resume.pt", STATE)])

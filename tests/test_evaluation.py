@@ -160,7 +160,7 @@ def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images,
     measured(evaluated, images, store, [Identity(), Rotation(180)])
     assert [len(outcome) for outcome in calls[-1]] == [1]  # only the new angle
     measured(evaluated, images, store, [Identity()], limit=5)
-    assert sum(len(outcome[0].rows) for outcome in calls[-1]) == 5
+    assert sum(len(outcome[0].rows["index"]) for outcome in calls[-1]) == 5
     forced = measured(evaluated, images, store, [Identity()], force=True)
     assert len(calls) == 4 and len(calls[-1]) == 1
     assert forced[0].counts == first[0].counts
@@ -223,6 +223,6 @@ def test_the_loop_counts_every_image_once_and_in_float32(evaluated):
             return super().__call__(images, labels, indices)
 
     stream = [(images.__getitems__(chunk), [Looks()]) for chunk in ([0, 1, 2, 3], [4, 5, 6, 7], [8])]
-    rows = pd.concat([scored.rows for (scored,) in measure(evaluated.model, stream, CPU)])
+    rows = pd.concat([pd.DataFrame(scored.rows) for (scored,) in measure(evaluated.model, stream, CPU)])
     assert sorted(rows["index"]) == list(range(9))
     assert all(dtype is torch.float32 and low and high for dtype, low, high in seen)

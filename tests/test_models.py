@@ -10,7 +10,7 @@ from torchvision.models.resnet import Bottleneck, ResNet, resnet50
 
 import sanbench
 from sanbench.errors import InputError
-from sanbench.models import MODELS, baseline_of, counted_size, family_of, resolve, size
+from sanbench.models import MODELS, baseline_of, counted_kept, counted_size, family_of, kept_bytes, resolve, size
 from sanbench.models.authors_checkpoints import authors_names
 from sanbench.models.normalisation import normalisation, synchronise
 from sanbench.models.san import SAN, Block, SANConfig, SelfAttention
@@ -69,6 +69,29 @@ def test_sizes_are_the_papers(name):
 @pytest.mark.parametrize(("side", "classes"), [(224, 1000), (97, 10)])
 def test_sizes_in_closed_form_are_those_that_torch_counts(name, variation, side, classes):
     assert size(name, side, classes, **variation) == counted_size(name, side, classes, **variation)
+
+
+@pytest.mark.parametrize(
+    ("name", "variation"),
+    [
+        *((name, {}) for name in MODELS),
+        *(("san10", variation) for variation in VARIATIONS if "attention" not in variation),
+        ("san10_patchwise", {"relation": "clique", "footprint": 3, "gamma_depth": 3}),
+        ("san10_scalar", {"heads": 1, "shared": "phi-psi-beta"}),
+        ("resnet26", {"width": 0.25}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("side", "images"), [(32, 3), (97, 2), (224, 1)])
+def test_what_a_step_keeps_is_in_closed_form_what_autograd_saves(name, variation, side, images):
+    """At 224 the larger maps are computed again; 97 is odd in each stage."""
+    assert kept_bytes(name, side, 10, images, **variation) == counted_kept(name, side, 10, images, **variation)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_one_pixel_is_refused_before_a_network_is_built(name):
+    with pytest.raises(InputError, match="one pixel is not accepted"):
+        kept_bytes(name, 32, 10, 1)
 
 
 @pytest.mark.parametrize(

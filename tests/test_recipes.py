@@ -20,7 +20,7 @@ from sanbench.training.augment import BatchSlice, TrainBatch, prepare
 from sanbench.training.interruption import Interruption
 from sanbench.training.loop import train
 from sanbench.training.profile import PARTS
-from sanbench.training.state import TrainState
+from sanbench.training.state import TrainState, uncompiled
 from tests.support.narrow_networks import narrow
 from tests.support.unsettled_weights import unsettle
 
@@ -103,6 +103,24 @@ def test_norms_and_biases_are_not_decayed_where_the_recipe_says_so(doubles):
         found = gradients(plain, [part(range(6))])
         decayed = {name: 0.5 * before[name] if decays or before[name].dim() > 1 else 0 for name in found}
         assert_steps_by(before, training, {name: found[name] + decayed[name] for name in found}, 0.1)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimiser_steps_alike_without_the_compiler(optimizer):
+    """Also after its state was saved and loaded; test_startup blocks the compiler."""
+    found = []
+    for kind in (optimizer, uncompiled(optimizer)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        stepping = kind(layer.parameters(), 0.1, weight_decay=0.05, fused=True)
+        for _ in range(3):
+            stepping.zero_grad(set_to_none=True)
+            layer(torch.ones(2, 5)).square().sum().backward()
+            stepping.step()
+            stepping.load_state_dict(copy.deepcopy(stepping.state_dict()))
+        found.append(torch.cat([parameter.flatten() for parameter in layer.parameters()]))
+        assert isinstance(stepping, optimizer) and type(stepping).__name__ == optimizer.__name__
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])

@@ -43,8 +43,8 @@ def store(request, tmp_path) -> Store:
 
 def reading_once(store: Store) -> Store:
     """The store, but that the rows of a record are read once: here they are wanted by each reader, for each budget."""
-    known, read = {}, store.rows
-    store.rows = lambda each: known[each.key] if each.key in known else known.setdefault(each.key, read(each))
+    known, read = {}, store.columns
+    store.columns = lambda each: known[each.key] if each.key in known else known.setdefault(each.key, read(each))
     return store
 
 

@@ -40,7 +40,7 @@ def find(name, model, batch, settings, **options):
     step = Smallest(name, model, settings, **options)
     with evaluating(model):
         perturbed = step(*batch)
-        rows = score(model, perturbed, batch[2], batch[1])
+        rows = pd.DataFrame(score(model, perturbed, batch[2], batch[1]))
     reached = rows["prediction"] == rows["target"] if "target" in rows else rows["prediction"] != rows["label"]
     smallest = np.where(rows["clean_prediction"] != rows["label"], 0, rows[settings.norm].where(reached, math.inf))
     return perturbed, rows, smallest
@@ -126,7 +126,7 @@ def test_at_the_bracket_it_is_pgd_and_below_it_nearly_so(network, many):
         plain = attacks.Attack("pgd", network, config("pgd", eps))
         with evaluating(network):
             told = score(network, plain(*many), many[2], many[1])
-        stands = (told["prediction"] == told["label"]).to_numpy()
+        stands = told["prediction"] == told["label"]
         within = smallest > float(Fraction(eps)) + 1e-6
         assert (stands != within).sum() <= allowed, eps
         assert 0 < within.sum() < 200 or eps == "8/255"

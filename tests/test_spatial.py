@@ -36,7 +36,7 @@ def searched(config, model, batch, **options):
     with evaluating(model):
         attack = Spatial(model, config, **options)
         perturbed = attack(images, labels, indices)
-        return perturbed, score(model, perturbed, indices, labels)
+        return perturbed, pd.DataFrame(score(model, perturbed, indices, labels))
 
 
 def stands(rows):

@@ -12,7 +12,7 @@ from sanbench.late import Late, functions
 from sanbench.store.files import Store
 from tests.support.commands import sanbench
 from tests.support.made_records import attacked, record, store_with
-from tests.support.without_torch import without_torch
+from tests.support.without_modules import TORCH, without
 from tests.test_wrong_options import commands
 
 ROOT = Path(__file__).parent.parent
@@ -23,19 +23,45 @@ ANSWERED = {  # what a line of the answer holds
     "results check --results {results}": "3 records agree with their rows",
     "compare {results} {results}": "top-1 of",
     "compare san10_pairwise resnet26 --results {results}": "Upright: top-1 of san10_pairwise minus resnet26",
-    "report --format md,csv,html,tex --results {results} --output {written}": "report.html",
     **{f"{name} --help": f"Usage: root {name}" for name, _ in commands()},
 }
+REPORT = "report --format md,csv,html,tex --results {results} --output {written}"  # by pandas
+ONE = "--limit 1 --force --runs {runs} --results {written}/computed"
+COMPUTED = {
+    "train san10 --dry-run": "8,503,338 parameters",
+    "train resnet26 --data folder:{folder} --decoder pil --image-size 32 --workers 0 --set width=0.125 --epochs 1 "
+    "--batch-size 8 --runs {written}/trained": "best validation top-1",
+    f"accuracy san10 {ONE}": "upright",
+    f"rotate san10 --angles 45 {ONE}": "45°",
+    f"attack resnet26 --attack fgsm,pgd {ONE}": "pgd, L∞",
+}
+COMPILER = (
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+    "sympy",
+)  # torch's, which takes as long as the rest of torch
 
 
 @pytest.fixture(scope="module")
-def answers(runs, tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """Of every command of ANSWERED, from one process without torch."""
-    folder = tmp_path_factory.mktemp("startup")
-    store_with(folder / "results", record(), record("resnet26", correct=70), attacked("san10_pairwise", "2/255", 40))
-    places = {"runs": runs, "results": folder / "results", "written": folder}
+def places(runs, folder, tmp_path_factory) -> dict[str, Path]:
+    written = tmp_path_factory.mktemp("startup")
+    store_with(written / "results", record(), record("resnet26", correct=70), attacked("san10_pairwise", "2/255", 40))
+    return {"runs": runs, "folder": folder, "results": written / "results", "written": written}
+
+
+@pytest.fixture(scope="module")
+def answers(places) -> dict[str, tuple[int, str]]:
+    """Of every command of ANSWERED, from one process without torch and pandas."""
     typed = [command.format(**places).split() for command in ANSWERED]
-    return dict(zip(ANSWERED, without_torch(typed)))
+    return dict(zip(ANSWERED, without((*TORCH, "pandas"), typed)))
+
+
+@pytest.fixture(scope="module")
+def computed(places) -> dict[str, tuple[int, str]]:
+    """Of every command of COMPUTED, from one process without what none of them needs."""
+    modules = (*COMPILER, "pandas", "scipy", "torchvision", "torchattacks", "matplotlib")
+    typed = [command.format(**places).split() for command in COMPUTED]
+    return dict(zip(COMPUTED, without(modules, typed)))
 
 
 @pytest.mark.parametrize("command", ANSWERED)
@@ -45,10 +71,26 @@ def test_a_command_that_computes_nothing_does_not_import_torch(command, answers)
     assert ANSWERED[command] in " ".join(output.split())
 
 
-def test_what_computes_needs_torch():
-    """Torch is blocked in the process of the test above."""
-    ((code, output),) = without_torch([["info"]])
-    assert code == 1 and "torch is blocked" in output
+def test_a_report_does_not_import_torch(places):
+    ((code, output),) = without(TORCH, [REPORT.format(**places).split()])
+    assert code == 0 and "report.html" in output, output
+
+
+@pytest.mark.parametrize("command", COMPUTED)
+def test_a_command_that_computes_imports_torch_alone(command, computed):
+    """Neither torch's compiler, nor pandas, SciPy or torchvision."""
+    code, output = computed[command]
+    assert code == 0, output
+    assert COMPUTED[command] in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [("torch", ["info"]), ("torch._dynamo", ["export", "{checkpoint}", "--output", "{written}/x.pt2"])]
+)
+def test_what_needs_a_module_is_not_answered_without_it(module, words, places, san_run):
+    """It is blocked in the processes of the tests above."""
+    ((code, output),) = without([module], [[word.format(checkpoint=san_run.checkpoint, **places) for word in words]])
+    assert code == 1 and f"{module} is blocked" in output, output
 
 
 def test_a_late_module_is_imported_when_it_is_used():

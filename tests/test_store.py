@@ -1,15 +1,20 @@
 """The store: what decides a record's key, that files are written whole or not at all, and what is said of broken ones."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.loop import Identity
 from sanbench.evaluation.rotations import Rotation
 from sanbench.store.files import Store
-from sanbench.store.rows import read_groups
+from sanbench.store.rows import from_table, joined, read_groups, to_table
 from sanbench.store.schema import Benchmark, Measurement
 from tests.support.commands import snapshot
 from tests.support.made_records import attacked, image_set, network, record, rows_of, store_with
@@ -50,6 +55,31 @@ def test_results_are_written_whole_or_not_at_all(tmp_path, evaluated, images, mo
         measured(evaluated, images, store, [Rotation(90)])
     assert snapshot(tmp_path) == before
     assert not list((tmp_path / "work" / "partial").iterdir())
+
+
+ROWS = {
+    "index": np.arange(20),
+    "right": np.arange(20) % 3 == 0,
+    "confidence": np.where(np.arange(20) < 5, np.nan, 0.5).astype(np.float32),
+    "linf": np.linspace(0, 1, 20),
+    "level": np.arange(20, dtype=np.uint8),
+}
+
+
+def test_columns_are_those_of_pandas():
+    table = to_table(ROWS)
+    assert table.equals(pa.Table.from_pandas(pd.DataFrame(ROWS), preserve_index=False).replace_schema_metadata(None))
+    for part in (table, table.slice(3, 9), table.slice(4, 0), pa.concat_tables([table, table])):
+        pd.testing.assert_frame_equal(pd.DataFrame(from_table(part)), part.to_pandas())
+    pd.testing.assert_frame_equal(pd.DataFrame(joined([ROWS, ROWS])), pd.concat([pd.DataFrame(ROWS)] * 2, ignore_index=True))
+
+
+def test_rows_are_written_and_read_without_pandas(tmp_path):
+    code = "import sys\nimport numpy as np\nfrom sanbench.store.rows import *\n"
+    code += "rows = {'index': np.arange(9), 'right': np.arange(9) > 3, 'linf': np.ones(9)}\n"
+    code += f"path = Path({str(tmp_path / 'rows.parquet')!r})\nwrite_groups(path, {{'one': to_table(rows)}})\n"
+    code += "assert digest(from_table(read_group(path, 'one'))) == digest(rows) and 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_records_come_back_as_they_were(tmp_path):

@@ -85,3 +85,23 @@ def test_a_run_is_listed_by_the_name_that_has_to_be_typed(tmp_path, runs, monkey
     (tmp_path / name).symlink_to(runs / "san10")
     monkeypatch.setenv("COLUMNS", "80")
     assert name in sanbench("runs", "--runs", tmp_path).stdout
+
+
+@pytest.mark.parametrize("width", [30, 60, 120])
+def test_rows_that_are_given_together_look_as_each_alone(width, monkeypatch):
+    table = Table("run", "what", "figure", title="of a stranger")
+    for number in range(12):
+        table.add_row(
+            ["plain", "網絡" * 9, "es\x1b[31mcaped", "", "two\nlines", "a\tb", "  indented"][number % 7],
+            "word " * number,
+            f"{number}",
+        )
+        if number % 5 == 4:
+            table.add_section()
+    together = drawn(width, table)
+
+    def one_by_one(self, group, widths):
+        return (([row[n] for n in group], number in self.sections) for number, row in enumerate(self.rows))
+
+    monkeypatch.setattr(Table, "runs", one_by_one)
+    assert drawn(width, table) == together

@@ -15,7 +15,7 @@ import typer
 from sanbench.printable import one_line
 from sanbench_cli.main import app
 from tests.support.commands import sanbench
-from tests.support.without_torch import BLOCKED, without_torch
+from tests.support.without_modules import BLOCKED, TORCH, without
 
 NUMBERS = {"int": ("x", "1.5", "-1", str(10**30), "nan"), "float": ("x", "nan", "inf", "-1", "")}
 WORDS = ("nonsense", "[/x]", "a\nb", "x" * 300)
@@ -188,7 +188,7 @@ LOOKED_INTO = {"checkpoint", "weights", "surrogate_weights", "data_root", "archi
 
 def test_wrong_values_are_refused_without_torch(world):
     typed = [[word.format(**world) if word == "{runs}" else word for word in words] for *_, words in CASES]
-    outcomes = without_torch(typed)
+    outcomes = without(TORCH, typed)
     waited = [(*case[:3], output) for case, (_, output) in zip(CASES, outcomes) if BLOCKED in output]
     options = {parameter.opts[-1]: parameter.name for _, found in commands() for parameter in found.params}
     assert {options[option] for _, option, *_ in waited} <= LOOKED_INTO, waited

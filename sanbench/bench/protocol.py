@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from sanbench.evaluation.loop import Identity, Perturbation, evaluating, measure
 from sanbench.evaluation.rotations import parse_angles
 from sanbench.progress import Progress, Report, silent
 from sanbench.runs.evaluated import EvaluatedModel, image_side
+from sanbench.store.rows import Rows
 from sanbench.store.schema import Benchmark
 
 TURNS, ANGLES, BUDGETS = "90,180,270,flip", "15:360:15", "1/255,2/255,4/255,8/255"
@@ -75,9 +75,9 @@ def time_protocol(
     right, wrong = batch._replace(labels=own), batch._replace(labels=(own + 1) % evaluated.model.spec.num_classes)
     figures: dict[str, float] = {"reading": reading}
 
-    def timed(name: str, perturbations: Sequence[Perturbation], shown: Batch = right) -> list[pd.DataFrame]:
+    def timed(name: str, perturbations: Sequence[Perturbation], shown: Batch = right) -> list[Rows]:
         """Keep the device's seconds an image and condition, and give the rows."""
-        found: list[pd.DataFrame] = []
+        found: list[Rows] = []
 
         def run() -> None:
             for outcome in measure(evaluated.model, [(shown, perturbations)], device, batch_size):
@@ -158,12 +158,12 @@ def read_sample(side: int, count: int) -> tuple[Batch, float]:
         return batch, (time.perf_counter() - started) / count
 
 
-def withstanding_seconds(figures: dict[str, float], rows: dict[str, pd.DataFrame], classes: int) -> float:
+def withstanding_seconds(figures: dict[str, float], rows: dict[str, Rows], classes: int) -> float:
     """Of `standard` on an image that withstands it, from the time of a pass in what was measured: `rows` of pgd by budget."""
     forward = figures["upright"]
-    spent = pd.concat(list(rows.values()))
-    total = sum(figures[f"pgd {eps}"] * len(found) for eps, found in rows.items())
-    backward = max(0.0, (total - forward * spent["forward_passes"].sum()) / max(1, spent["backward_passes"].sum()))
+    total = sum(figures[f"pgd {eps}"] * len(found["forward_passes"]) for eps, found in rows.items())
+    spent = {name: sum(found[name].sum() for found in rows.values()) for name in ("forward_passes", "backward_passes")}
+    backward = max(0.0, (total - forward * spent["forward_passes"]) / max(1, spent["backward_passes"]))
     whole = all_passes(classes)
     return forward * whole["forward_passes"] + backward * whole["backward_passes"]
 

@@ -1,14 +1,15 @@
 """`sanbench.evaluate` and `sanbench.attack`: any network on any images, in a line. The commands measure through here."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +30,7 @@ from sanbench.evaluation.measurements import options_of
 from sanbench.evaluation.parts import EvaluationOptions
 from sanbench.evaluation.robust import Findings
 from sanbench.evaluation.statistics import holm, paired_difference
+from sanbench.late import Late
 from sanbench.models import Classifier
 from sanbench.models.checkpoints import weights_hash
 from sanbench.models.external import Preprocessing, count_classes
@@ -36,7 +38,13 @@ from sanbench.models.probe import probe
 from sanbench.progress import Report, silent, within
 from sanbench.runs.evaluated import EvaluatedModel, load_evaluated, test_images
 from sanbench.store.files import Store
+from sanbench.store.rows import Rows
 from sanbench.store.schema import ModelSpec, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = Late("pandas")
 
 Data = str | Images | Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]
 Triple = Sequence[float]
@@ -54,11 +62,16 @@ class Results:
     """What was found: a record a condition, in the order in which they were asked for, and a row an image of each."""
 
     records: list[Record]
-    frames: dict[str, pd.DataFrame]  # by key of the record
+    columns: dict[str, Rows]  # by key of the record
 
     @cached_property
     def findings(self) -> Findings:
-        return Findings(self.records, lambda record: self.frames[record.key])
+        return Findings(self.records, lambda record: self.columns[record.key])
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """By key of the record, its rows in the order in which they were measured."""
+        return {key: pd.DataFrame(rows) for key, rows in self.columns.items()}
 
     @property
     def table(self) -> pd.DataFrame:
@@ -88,7 +101,7 @@ class Results:
         """By condition, names of `sanbench.evaluation.sanity_checks.FLAGS`: figures not to be trusted as they are."""
         return {condition(r.kind, r.setting): found for r in self.records if (found := self.findings.flags(r))}
 
-    def compare(self, other: "Results") -> pd.DataFrame:
+    def compare(self, other: Results) -> pd.DataFrame:
         """This network minus the `other`, on the same images: a line for each condition that both have.
 
         difference with Newcombe's 95% interval for pairs, in [-1, 1]; images that only one has right; exact McNemar p, and
@@ -168,7 +181,7 @@ def evaluate(
             told = within(progress, number / len(every), (number + 1) / len(every))
             found = evaluate_conditions(telling, shown, asked.bind(telling, shown), kept, where, chosen, told)
             records |= {record.key: record for record in found}
-        return Results(list(records.values()), {key: kept.rows(record) for key, record in records.items()})
+        return Results(list(records.values()), {key: kept.columns(record) for key, record in records.items()})
 
 
 def attack(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import pandas as pd
 import torch
 
 from sanbench.data import Images, dead_workers_named, subset
@@ -33,7 +32,7 @@ from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.check import count, sound
 from sanbench.store.claims import Claims
 from sanbench.store.files import Store
-from sanbench.store.rows import digest
+from sanbench.store.rows import Rows, digest
 from sanbench.store.schema import ImageSet, Measurement, Record, now
 
 PART = 256  # images between two points from which an interrupted measurement goes on, at most
@@ -184,7 +183,7 @@ def finish(job: Job, claims: Claims, device: torch.device) -> bool:
     return bool(mine)
 
 
-def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Record, pd.DataFrame]:
+def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Record, Rows]:
     """The record of all parts of a measurement, and its rows."""
     measurement, perturbation = condition
     rows, seconds, places, waited = job.store.read_parts(measurement, len(job.parts))
@@ -192,7 +191,7 @@ def record_of(job: Job, condition: Condition, device: torch.device) -> tuple[Rec
         raise SanbenchError(f"The parts of measurement {measurement.id} do not hold each image once: repeat with --force.")
     if not rows["finite"].any():
         raise SanbenchError(
-            f"{job.evaluated.run} gave no finite logits for any of {len(rows)} images "
+            f"{job.evaluated.run} gave no finite logits for any of {len(rows['index'])} images "
             f"({condition_text(measurement.kind, measurement.setting)}): "
             "nothing is recorded. Are its weights whole, and the images prepared as it expects?"
         )

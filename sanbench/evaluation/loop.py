@@ -16,15 +16,15 @@ from sanbench.evaluation.sanity_checks import near_chance
 from sanbench.late import Late
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from torch import Tensor, nn
 
     from sanbench.data import Batch
     from sanbench.data import images as loaded
     from sanbench.evaluation.kinds import Bind
+    from sanbench.store.rows import Rows
 else:
-    pd, torch, loaded = Late("pandas"), Late("torch"), Late("sanbench.data.images")
+    torch, loaded = Late("torch"), Late("sanbench.data.images")
 
 KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
 
@@ -135,7 +135,7 @@ class Perturbation:
             object.__setattr__(other, name, value)  # some are frozen
         return other
 
-    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+    def flags(self, rows: Rows, classes: int) -> list[str]:
         """Names of FLAGS that the rows of all images show, beside logits that are not finite."""
         return []
 
@@ -145,7 +145,7 @@ class Identity(Perturbation):
 
     kind = "accuracy"
 
-    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+    def flags(self, rows: Rows, classes: int) -> list[str]:
         return near_chance(rows, classes)
 
 
@@ -156,7 +156,7 @@ def parse_accuracy(options: AccuracyOptions, request: Request) -> Bind:
 class Scored(NamedTuple):
     """One perturbation's outcome on one batch: a row an image, what the network saw, and the seconds it took."""
 
-    rows: pd.DataFrame
+    rows: Rows
     perturbed: Perturbed
     seconds: float
 
@@ -216,7 +216,7 @@ def score(
     labels: Tensor,
     batch_size: int | None = None,
     watch: Callable[[Seen], None] = unwatched,
-) -> pd.DataFrame:
+) -> Rows:
     """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
     Predictions are those of the logits: a softmax in float32 makes ties of small ones. Where the perturbation tells the
@@ -237,7 +237,7 @@ def score(
     columns |= perturbed.columns
     if "clean_prediction" in columns:
         columns["success"] = (columns["clean_prediction"] == labels) & (prediction != labels)
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
 def predictions(logits: Tensor) -> Tensor:

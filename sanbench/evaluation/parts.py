@@ -270,7 +270,7 @@ def save_examples(job: Job, measurement: Measurement, part: int, scored: Scored)
 
     `00012-tench-clean.png` and `00012-tench-adversarial-as-goldfish.png`: what is shown, and what the network took it for.
     """
-    wanted = range(min(job.options.save_images - part * len(job.parts[0]), len(scored.rows)))
+    wanted = range(min(job.options.save_images - part * len(job.parts[0]), len(scored.rows["index"])))
     if scored.perturbed.rounded is None or not wanted:
         return
     indices, labels, predictions = (scored.rows[name].tolist()[: len(wanted)] for name in ("index", "label", "prediction"))

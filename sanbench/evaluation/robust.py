@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ from sanbench.evaluation.kinds import TOLERANCE, kind_of
 from sanbench.evaluation.sanity_checks import FLAGS, compared_flags
 from sanbench.evaluation.statistics import Difference, Median, Proportion, mean_proportion, median, paired_difference, wilson
 from sanbench.late import Late
+from sanbench.store.check import ReadRows
 from sanbench.store.files import Store
+from sanbench.store.rows import Rows
 from sanbench.store.schema import Record
 
 if TYPE_CHECKING:
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 else:
-    np = Late("numpy")
-
-ReadRows = Callable[[Record], "pd.DataFrame"]
+    np, pd = Late("numpy"), Late("pandas")
 
 
 class Findings:
@@ -41,18 +41,26 @@ class Findings:
 
     @classmethod
     def of(cls, store: Store) -> Findings:
-        return cls(store.records(), store.rows)
+        return cls(store.records(), store.columns)
 
     def rows(self, record: Record) -> pd.DataFrame:
-        """By ascending index."""
-        rows = self._rows(record)
-        return rows if rows["index"].is_monotonic_increasing else rows.sort_values("index", ignore_index=True)
+        """`columns` as a table of pandas."""
+        return pd.DataFrame(self.columns(record))
+
+    def columns(self, record: Record) -> Rows:
+        """A row an image, by ascending index."""
+        given = self._rows(record)
+        rows = {name: np.asarray(given[name]) for name in given}
+        if (np.diff(rows["index"]) >= 0).all():
+            return rows
+        order = rows["index"].argsort()
+        return {name: values[order] for name, values in rows.items()}
 
     def right(self, record: Record) -> NDArray[np.bool_]:
         """Whether each image is right, or robust, by ascending index."""
         if record.key not in self._right:
-            rows = self.rows(record)
-            right = rows["prediction"].eq(rows["label"]).to_numpy()
+            rows = self.columns(record)
+            right = rows["prediction"] == rows["label"]
             smaller = self._smaller(record)
             self._right[record.key] = right & self.right(smaller[-1]) if smaller else right
         return self._right[record.key]
@@ -81,19 +89,19 @@ class Findings:
 
     def within_passes(self, record: Record, passes: int) -> Proportion:
         """Of all images those that stood when the attack had spent so many passes on them; of a record with `max_passes`."""
-        rows = self.rows(record)
-        stands = rows["prediction"].eq(rows["label"]) | rows["attack_passes"].gt(passes)
-        return wilson(int(stands.sum()), len(rows))
+        rows = self.columns(record)
+        stands = (rows["prediction"] == rows["label"]) | (rows["attack_passes"] > passes)
+        return wilson(int(stands.sum()), len(stands))
 
     def distances(self, record: Record) -> NDArray[np.float64]:
         """Of a record of smallest perturbations: how far each image's nearest example is, by ascending index.
 
         0 for what was wrong before, and infinite where no example was found.
         """
-        rows, norm = self.rows(record), record.setting["norm"]
-        reached = rows["prediction"].eq(rows["target"]) if "target" in rows else rows["prediction"].ne(rows["label"])
-        wrong = rows["clean_prediction"].ne(rows["label"])
-        return np.where(wrong, 0.0, rows[norm].where(reached, np.inf))
+        rows, norm = self.columns(record), record.setting["norm"]
+        reached = rows["prediction"] == rows["target"] if "target" in rows else rows["prediction"] != rows["label"]
+        wrong = rows["clean_prediction"] != rows["label"]
+        return np.where(wrong, 0.0, np.where(reached, rows[norm], np.inf))
 
     def withstanding(self, record: Record, eps: float) -> Proportion:
         """Of all images those without an example within eps: a point of the curve that smallest perturbations are."""
@@ -104,8 +112,8 @@ class Findings:
 
     def smallest(self, record: Record) -> tuple[Median, Median]:
         """The median smallest perturbation of all images, and of those that were right before."""
-        away, rows = self.distances(record), self.rows(record)
-        return median(away), median(away[rows["clean_prediction"].eq(rows["label"]).to_numpy()])
+        away, rows = self.distances(record), self.columns(record)
+        return median(away), median(away[rows["clean_prediction"] == rows["label"]])
 
     def difference(self, record: Record, baseline: Record) -> Difference:
         """Of two networks measured alike, on the same images."""

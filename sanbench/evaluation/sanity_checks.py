@@ -11,7 +11,7 @@ from sanbench.models.findings import FINDINGS
 from sanbench.store.schema import Record
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from sanbench.store.rows import Rows
 
 DEAD_SHARE = 0.01  # of the attacked images
 NOTABLE = 0.01  # of the images: by how much a black-box attack has to beat a white-box one
@@ -32,22 +32,22 @@ FLAGS: dict[str, str] = {
 }
 
 
-def non_finite(rows: pd.DataFrame) -> list[str]:
+def non_finite(rows: Rows) -> list[str]:
     clean = rows["clean_prediction"] if "clean_prediction" in rows else rows["prediction"]
     return ["non-finite"] if not rows["finite"].all() or (clean < 0).any() else []
 
 
-def near_chance(rows: pd.DataFrame, classes: int) -> list[str]:
+def near_chance(rows: Rows, classes: int) -> list[str]:
     """A trained network on upright images is told so where the interval of its top-1 reaches down to guessing."""
-    correct = int((rows["prediction"] == rows["label"]).sum())
-    return ["near-chance"] if classes > 1 and wilson(correct, len(rows)).low <= 1 / classes else []
+    right = rows["prediction"] == rows["label"]
+    return ["near-chance"] if classes > 1 and wilson(int(right.sum()), len(right)).low <= 1 / classes else []
 
 
-def attack_flags(rows: pd.DataFrame, setting: dict[str, Any]) -> list[str]:
+def attack_flags(rows: Rows, setting: dict[str, Any]) -> list[str]:
     """What the rows of one attack show."""
     flags = []
-    attacked = rows[rows["backward_passes"] > 0]
-    if "dead_gradients" in rows and len(attacked) and (attacked["dead_gradients"] > 0).mean() > DEAD_SHARE:
+    attacked = rows["backward_passes"] > 0
+    if "dead_gradients" in rows and attacked.any() and (rows["dead_gradients"][attacked] > 0).mean() > DEAD_SHARE:
         flags.append("dead-gradients")
     if rows["varies"].any():
         flags.append("noisy-logits")

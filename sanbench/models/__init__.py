@@ -11,17 +11,17 @@ from sanbench.models.families import FAMILIES, MODELS, family_name, family_of
 from sanbench.store.schema import ModelSpec
 
 if TYPE_CHECKING:
-    from sanbench.models.building import build_model, counted_size, zero_residuals
+    from sanbench.models.building import build_model, counted_kept, counted_size, zero_residuals
     from sanbench.models.classifier import Classifier
 
-__all__ = ["FAMILIES", "MODELS", "SMALLEST_IMAGE", "Classifier", "baseline_of", "build_model", "counted_size", "family_name"]
-__all__ += ["family_of", "model_config", "resolve", "size", "zero_residuals"]
+__all__ = ["FAMILIES", "MODELS", "SMALLEST_IMAGE", "Classifier", "baseline_of", "build_model", "counted_kept", "counted_size"]
+__all__ += ["family_name", "family_of", "kept_bytes", "model_config", "resolve", "size", "zero_residuals"]
 
 __getattr__ = attributes(
     __name__,
     {
         "Classifier": "sanbench.models.classifier",
-        **dict.fromkeys(("build_model", "counted_size", "zero_residuals"), "sanbench.models.building"),
+        **dict.fromkeys(("build_model", "counted_kept", "counted_size", "zero_residuals"), "sanbench.models.building"),
     },
 )
 
@@ -83,3 +83,18 @@ def size(name: str, image_size: int = 224, num_classes: int = 1000, **variation:
         return counted_size(name, image_size, num_classes, **variation)
     parameters, macs = closed(model_config(name, **variation), num_classes, image_size)
     return parameters, macs / 1e9
+
+
+def kept_bytes(name: str, image_size: int, num_classes: int, images: int, **variation: Any) -> int:
+    """Bytes that autograd keeps for the backward pass of a training step with so many images, in float32.
+
+    In closed form where the family has one, else as `counted_kept`. Raises InputError as `build_model` does, and for a batch
+    that cannot be normalised.
+    """
+    name, variation = resolve(name, **variation)
+    closed = family_of(name).kept
+    if closed is None:
+        from sanbench.models.building import counted_kept
+
+        return counted_kept(name, image_size, num_classes, images, **variation)
+    return closed(model_config(name, **variation), num_classes, image_size, images)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sanbench.errors import validated
@@ -48,3 +48,22 @@ def counted_size(name: str, image_size: int = 224, num_classes: int = 1000, **va
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, image_size, image_size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2e9
+
+
+def counted_kept(name: str, image_size: int, num_classes: int, images: int, **variation: Any) -> int:
+    """What `sanbench.models.kept_bytes` gives, of the network itself: what autograd saves of it on torch's meta device."""
+    kept: dict[int, int] = {}
+    held: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        held.append(tensor)
+        return tensor
+
+    with torch.device("meta"):
+        model = build_model(name, num_classes, **variation)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            held.append(model(torch.empty(images, 3, image_size, image_size)))
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    return sum(size for storage, size in kept.items() if storage not in weights)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sanbench.errors import InputError, SanbenchError, validated
 from sanbench.late import Late
+from sanbench.models import SMALLEST_IMAGE, family_of, size
 from sanbench.models.integrity import Unreadable, add_tensor, check_tensors, content_digest
 from sanbench.store.schema import ModelSpec
 
@@ -114,14 +115,25 @@ def rebuild(content: dict[str, Any], path: Path | str) -> Classifier:
     try:
         spec = validated(ModelSpec, "model", **content["model"])
         settings: dict[str, Any] = {"mean": spec.mean, "std": spec.std, **spec.variation}
-        with torch.device("meta"):  # shapes are compared before memory is taken
-            wanted = building.build_model(spec.name, spec.num_classes, **settings).state_dict()
+        fits = fits_in(spec, content["state_dict"])
+        with nullcontext() if fits else torch.device("meta"):  # shapes are compared before memory is taken
+            model = building.build_model(spec.name, spec.num_classes, **settings)
     except (InputError, TypeError) as error:
         raise SanbenchError(f"{path} holds a network that cannot be built: {error}") from error
-    weights.check_fit(wanted, content["state_dict"], path, spec.label)
-    model = building.build_model(spec.name, spec.num_classes, **settings)
+    weights.check_fit(model.state_dict(), content["state_dict"], path, spec.label)
+    if not fits:
+        model = building.build_model(spec.name, spec.num_classes, **settings)
     weights.load_weights(model, content["state_dict"], path, spec.label)
     return model.eval()
+
+
+def fits_in(spec: ModelSpec, state_dict: dict[str, Tensor]) -> bool:
+    """Whether a network has no more bytes than the tensors have; False where that is not known before it is built."""
+    if family_of(spec.name).size is None:
+        return False
+    parameters, _ = size(spec.name, SMALLEST_IMAGE, spec.num_classes, **spec.variation)
+    tensors = (value for value in state_dict.values() if isinstance(value, torch.Tensor))
+    return 4 * parameters <= sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def weights_hash(state_dict: dict[str, Tensor]) -> str:

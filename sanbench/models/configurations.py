@@ -13,6 +13,8 @@ STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
 SHARE = 8  # value channels that share one attention weight
 DEFAULT_RELATION = {"pairwise": "subtraction", "patchwise": "concatenation", "scalar": "dot"}
 SCALAR_RELATIONS = ("dot",)
+RECOMPUTED = 2**16  # numbers of an image's map; to compute smaller maps again in training saves little memory for its time
+NO_VARIANCE = "A batch of 1 image with maps of one pixel is not accepted in training: it has no variance."
 EXPANSION = 4  # channels of a ResNet's map for each of its planes
 AUTHORS_BLOCK = {  # tensors of a block here and in the authors' checkpoints
     "before.0": "bn1",

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from sanbench.errors import unknown
 from sanbench.late import Late
-from sanbench.models import sizes
+from sanbench.models import kept, sizes
 from sanbench.models.configurations import AUTHORS_NAMES, ResNetConfig, SANConfig
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Family:
     residual_ends   the last layer of every residual branch of such a module: those that `zero_init` sets to zero
     size            (configuration, number of classes, image side) -> parameters, and multiply-accumulates of an image, without
                     building it; without one torch counts them
+    kept            (configuration, number of classes, image side, images) -> bytes that autograd keeps of a training step in
+                    float32, without building it; without one torch counts them
     aliases         short name -> name
     authors_names   regular expression for the beginning of a tensor's name -> what the paper's authors write in its place
     authors_prefix  what stands before every name in the authors' checkpoints
@@ -60,6 +62,7 @@ class Family:
     networks: Mapping[str, NamedNetwork]
     residual_ends: Callable[[nn.Module], Iterable[nn.Module]]
     size: Callable[[Any, int, int], tuple[int, int]] | None = None
+    kept: Callable[[Any, int, int, int], int] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     fixed: tuple[str, ...] = ("blocks",)
     authors_names: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +86,7 @@ FAMILIES: dict[str, Family] = {
         },
         lambda network: resnet.residual_ends(network),
         sizes.resnet,
+        kept.resnet,
     ),
     "san": Family(
         SANConfig,
@@ -106,6 +110,7 @@ FAMILIES: dict[str, Family] = {
         },
         lambda network: san.residual_ends(network),
         sizes.san,
+        kept.san,
         aliases={"san10": "san10_pairwise", "san15": "san15_pairwise", "san19": "san19_pairwise"},
         authors_names=AUTHORS_NAMES,
         authors_prefix="module.",

@@ -94,9 +94,9 @@ def check_tensors(content: Any, size: int) -> int:
 
     Raises ValueError for one that shows more than the file has, as one that repeats a few values does, or has no values.
     """
-    total = 0
+    total, kind = 0, torch.Tensor
     for value in values(content):
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, kind):
             continue
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise ValueError(f"it holds a tensor of {value.dtype}, {value.layout} on {value.device}: accepted are dense ones")
@@ -109,9 +109,9 @@ def check_tensors(content: Any, size: int) -> int:
 
 def content_digest(content: Any) -> str:
     """SHA-256 over names, shapes, types and values of tensors, and over plain values, whatever the file."""
-    digest = hashlib.sha256()
+    digest, kind = hashlib.sha256(), torch.Tensor
     for value in values(content):
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, kind):
             add_tensor(digest, value)
         elif isinstance(value, dict | list | tuple):
             digest.update(f"{type(value).__name__} {len(value)}\n".encode())

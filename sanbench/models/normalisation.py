@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sanbench.errors import InputError
+from sanbench.models.configurations import NO_VARIANCE, RECOMPUTED
 from sanbench.ops.fused import channel_moments, normalised_relu
 
 Out = TypeVar("Out")
-
-RECOMPUTED = 2**16  # elements of an image's map; recomputing smaller maps saves little memory for its time
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -71,7 +70,7 @@ def normalisation(norm: nn.BatchNorm2d, moments: Tensor | None = None, count: in
         processes = dist.get_world_size() if isinstance(norm, SyncBatchNorm) and dist.is_initialized() else 1
         values = len(moments) * count * processes
         if values < 2:
-            raise InputError("A batch of 1 image with maps of one pixel is not accepted in training: it has no variance.")
+            raise InputError(NO_VARIANCE)
         means, variances = moments.unbind(1)
         average = norm.average if isinstance(norm, SyncBatchNorm) else mean_of_images
         mean = average(means)

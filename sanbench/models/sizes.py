@@ -30,20 +30,34 @@ def san(config: SANConfig, classes: int, image_size: int) -> Size:
     return total([*parts, ((inputs + 1) * classes, inputs * classes)])
 
 
+def projected_widths(config: SANConfig, channels: int) -> tuple[int, int]:
+    """Channels of phi, and of all projections of a block together."""
+    query = channels // (4 if config.shared == "phi-psi-beta" else 16)
+    others = {"none": query + channels // 4, "phi-psi": channels // 4, "phi-psi-beta": 0}
+    return query, query + others[config.shared]
+
+
+def gamma_widths(config: SANConfig, channels: int, footprint: int) -> list[int]:
+    """Channels from the relation to the weights: what each linear of gamma has as inputs, and the outputs of the last."""
+    relation = RELATIONS[config.attention][config.relation or DEFAULT_RELATION[config.attention]]
+    position, groups = 2 * (config.attention == "pairwise" and config.position != "none"), channels // 4 // SHARE
+    seen = relation.channels(projected_widths(config, channels)[0], footprint**2) + position
+    hidden, last = (channels // 16, groups) if config.attention == "pairwise" else (groups, groups * footprint**2)
+    return [seen, *[hidden] * (config.gamma_depth - 1), last]
+
+
 def san_block(config: SANConfig, channels: int, footprint: int, pixels: int) -> Size:
-    narrow, wide, neighbours = channels // 16, channels // 4, footprint**2
-    query = wide if config.shared == "phi-psi-beta" else narrow
-    projected = query + {"none": query + wide, "phi-psi": wide, "phi-psi-beta": 0}[config.shared]
+    wide, neighbours = channels // 4, footprint**2
+    query, projected = projected_widths(config, channels)
     parameters = 2 * channels + (channels + 1) * projected + 2 * wide + (wide + 1) * channels
     macs = channels * (projected + wide)
     if config.attention == "scalar":
         return parameters, pixels * (macs + neighbours * (query + wide))
     relation = RELATIONS[config.attention][config.relation or DEFAULT_RELATION[config.attention]]
-    position, groups = 2 * (config.attention == "pairwise" and config.position != "none"), wide // SHARE
-    hidden, last = (narrow, groups) if config.attention == "pairwise" else (groups, groups * neighbours)
-    widths = [relation.channels(query, neighbours) + position, *[hidden] * (config.gamma_depth - 1), last]
+    widths = gamma_widths(config, channels, footprint)
     linears = sum(one * following for one, following in pairwise(widths))
-    parameters += 3 * position + linears + 2 * sum(widths[:-1]) + last
+    encoded = 6 if config.attention == "pairwise" and config.position != "none" else 0
+    parameters += encoded + linears + 2 * sum(widths[:-1]) + widths[-1]
     macs += relation.macs(query, neighbours) + linears * (neighbours if config.attention == "pairwise" else 1)
     return parameters, pixels * (macs + wide * neighbours)
 

@@ -20,6 +20,7 @@ from sanbench.report.latex import latex
 from sanbench.report.rendering import Block, Picture, Report, Section, csv_text, markdown_files
 from sanbench.store.check import ReadRows, sound
 from sanbench.store.files import Store
+from sanbench.store.rows import Rows
 from sanbench.store.schema import Record, slug
 
 DOCUMENTS: dict[str, Callable[[Report], Mapping[str, str]]] = {
@@ -50,7 +51,7 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
         if word not in FORMATS:
             raise unknown("format", word, FORMATS)
     store.must_exist()
-    read = remembering(store.rows)
+    read = remembering(store.columns)
     records, problems = sound(store, newest(store.records()), read=read)
     problems = list(dict.fromkeys([*store.problems, *problems]))
     findings = Findings(records, read)
@@ -69,15 +70,15 @@ def write_report(store: Store, formats: str = "md,csv", output: Path | None = No
 
 def remembering(read: ReadRows, limit: int = 2**28) -> ReadRows:
     """`read`, which is asked again only for rows that came after so many bytes."""
-    kept: dict[str, pd.DataFrame] = {}
+    kept: dict[str, Rows] = {}
     size = 0
 
-    def rows(record: Record) -> pd.DataFrame:
+    def rows(record: Record) -> Rows:
         nonlocal size
         if record.key in kept:
             return kept[record.key]
         found = read(record)
-        size += 8 * found.size
+        size += sum(values.nbytes for values in found.values())
         if size <= limit:
             kept[record.key] = found
         return found

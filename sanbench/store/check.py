@@ -3,19 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pandas as pd
-
 from sanbench.errors import SanbenchError
 from sanbench.progress import Progress, Report, silent
 from sanbench.store.files import Store
+from sanbench.store.rows import Rows
 from sanbench.store.schema import Record
 
-ReadRows = Callable[[Record], pd.DataFrame]
+ReadRows = Callable[[Record], Rows]
 
 
-def count(rows: pd.DataFrame, members: Sequence[str] = ()) -> dict[str, int]:
+def count(rows: Rows, members: Sequence[str] = ()) -> dict[str, int]:
     """Counts of a record, see `Record`; `members` are those of an ensemble of attacks."""
-    counts: dict[str, Any] = {"images": len(rows), "correct": (rows["prediction"] == rows["label"]).sum()}
+    counts: dict[str, Any] = {"images": len(rows["label"]), "correct": (rows["prediction"] == rows["label"]).sum()}
     if "top5" in rows:
         counts["correct_top5"] = rows["top5"].sum()
     if "clean_prediction" in rows:
@@ -51,7 +50,7 @@ def sound(
     """The records that agree with their rows, which `read` may have at hand, and a sentence for each that does not."""
     kept, problems = [], []
     for done, record in enumerate(records, start=1):
-        found = problem(record, read or store.rows)
+        found = problem(record, read or store.columns)
         if found is None:
             kept.append(record)
         else:

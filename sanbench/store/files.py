@@ -10,26 +10,44 @@ results/studies/STUDY.md               tables of `sanbench study`, derived too
 results/work/                          parts of unfinished measurements, claims and half-written files; ignored by git
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
 from sanbench.errors import InputError, SanbenchError
+from sanbench.late import Late
 from sanbench.store.claims import Claims, locked, this_process
-from sanbench.store.rows import digest, group_ids, read_group, read_groups, write_groups
+from sanbench.store.rows import (
+    Rows,
+    digest,
+    from_table,
+    group_ids,
+    joined,
+    read_group,
+    read_groups,
+    read_whole,
+    to_table,
+    write_groups,
+)
 from sanbench.store.schema import Benchmark, Failure, Measurement, Network, Record, slug
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+    from PIL import Image
+else:
+    pd, Image = Late("pandas"), Late("PIL.Image")
 
 SHARED = ("network", "training", "data", "classes", "versions")  # fields of records that a file holds once
 
@@ -40,7 +58,7 @@ class Part(NamedTuple):
     waited  seconds in which the device had nothing to do, because images were not read or changed yet
     """
 
-    rows: pd.DataFrame
+    rows: Rows
     seconds: float
     places: int
     waited: float
@@ -75,15 +93,19 @@ class Store:
         return {record.key: record for record in found if record.key in keys}
 
     def rows(self, record: Record) -> pd.DataFrame:
+        """`columns` as a table of pandas."""
+        return pd.DataFrame(self.columns(record))
+
+    def columns(self, record: Record) -> Rows:
         """A row an image. Raises SanbenchError where they are missing or are others than the record's."""
         path = self._rows_path(record.network, record.kind)
         try:
             table = read_group(path, record.id)
+            rows = None if table is None else from_table(table)
         except (OSError, pa.ArrowException, ValueError) as error:
             raise SanbenchError(f"{path} cannot be read: {error}.") from error
-        if table is None:
+        if rows is None:
             raise SanbenchError(f"{path} holds no rows of record {record.id}: measure it again with --force.")
-        rows = table.to_pandas(use_threads=False)
         if digest(rows) != record.rows:
             raise SanbenchError(f"{path} holds other rows than those of record {record.id}: measure it again with --force.")
         return rows
@@ -131,13 +153,13 @@ class Store:
             partial.touch()
         (self.root / ".writable").unlink(missing_ok=True)
 
-    def add(self, measured: Sequence[tuple[Record, pd.DataFrame]]) -> None:
+    def add(self, measured: Sequence[tuple[Record, Rows]]) -> None:
         """Keep finished measurements; what there was of them before, and their parts, go."""
         with self.locked():
             for network in {record.network.stem: record.network for record, _ in measured}.values():
                 own = [(record, rows) for record, rows in measured if record.network == network]
                 for kind in dict.fromkeys(record.kind for record, _ in own):
-                    groups = {r.id: pa.Table.from_pandas(rows, preserve_index=False) for r, rows in own if r.kind == kind}
+                    groups = {record.id: to_table(rows) for record, rows in own if record.kind == kind}
                     path = self._rows_path(network, kind)
                     kept = read_groups(path) if path.is_file() else {}
                     with self.writing(path) as partial:
@@ -234,10 +256,9 @@ class Store:
         return self._part_path(measurement, part).is_file()
 
     def write_part(self, measurement: Measurement, number: int, part: Part) -> None:
-        table = pa.Table.from_pandas(part.rows, preserve_index=False)
         cost = {name: str(getattr(part, name)) for name in ("seconds", "places", "waited")}
         with self.writing(self._part_path(measurement, number)) as partial:
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **cost}), partial)
+            pq.write_table(to_table(part.rows).replace_schema_metadata(cost), partial)
         self.unfinished_path(measurement, number).unlink(missing_ok=True)
 
     def write_unfinished(self, measurement: Measurement, part: int, write: Callable[[Path], object]) -> None:
@@ -249,20 +270,20 @@ class Store:
         """Where a part is kept as far as it is, while it is measured."""
         return self._part_path(measurement, part).with_suffix(".unfinished")
 
-    def part_rows(self, measurement: Measurement, part: int) -> pd.DataFrame | None:
+    def part_rows(self, measurement: Measurement, part: int) -> Rows | None:
         """Those of one part; None where it is no part any more, but belongs to a record."""
         try:
-            return pd.read_parquet(self._part_path(measurement, part))
+            return from_table(read_whole(self._part_path(measurement, part)))
         except FileNotFoundError:
             return None
 
     def read_parts(self, measurement: Measurement, parts: int) -> Part:
         """All parts as one, in order."""
-        tables = [pq.read_table(self._part_path(measurement, number)) for number in range(parts)]
+        tables = [read_whole(self._part_path(measurement, number)) for number in range(parts)]
         seconds = sum(float(table.schema.metadata[b"seconds"]) for table in tables)
         places = sum(int(table.schema.metadata[b"places"]) for table in tables)
         waited = sum(float(table.schema.metadata.get(b"waited", 0)) for table in tables)
-        return Part(pd.concat([table.to_pandas() for table in tables], ignore_index=True), seconds, places, waited)
+        return Part(joined([from_table(table) for table in tables]), seconds, places, waited)
 
     def discard(self, measurement: Measurement) -> None:
         """Forget the parts of a measurement."""

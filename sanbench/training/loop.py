@@ -298,9 +298,9 @@ class Loop:
         try:
             measured = measure(self.state.averaged, ((batch, [Identity()]) for batch in stream), self.state.device)
             for (outcome,) in measured:
-                right = (outcome.rows["prediction"] == outcome.rows["label"]).sum()
-                found += torch.tensor([right, len(outcome.rows)], device=found.device)
-                validated += len(outcome.rows)
+                right = outcome.rows["prediction"] == outcome.rows["label"]
+                found += torch.tensor([right.sum(), len(right)], device=found.device)
+                validated += len(right)
                 if time.monotonic() - self.told > TELL:
                     self.tell(f"validating, {validated:,} of {sum(map(len, chunks)):,} images", self.figures)
                 if self.interruption:

@@ -1,16 +1,20 @@
-"""Plan: the size, steps and memory of a training, before it begins."""
+"""Plan: the size, steps and memory of a training, before it begins. No torch."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from sanbench.data import Images
 from sanbench.device import total_memory
 from sanbench.errors import InputError
-from sanbench.models import build_model
+from sanbench.models import kept_bytes, size
 from sanbench.runs.config import Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from sanbench.data import Images
 
 STATE = {"sgd": 1, "adamw": 2}  # tensors that the optimiser keeps for each parameter
 
@@ -36,26 +40,11 @@ def plan(config: TrainConfig, images: Images, processes: int = 1) -> Plan:
 
 
 def plan_for(config: TrainConfig, side: int, classes: int, images: int, processes: int = 1) -> Plan:
-    """The plan of `config` on so many images. Nothing is computed: the network runs on torch's meta device, in float32."""
+    """The plan of `config` on so many images. Nothing is computed."""
     recipe, spec = config.recipe, config.model
     part = math.ceil(min(recipe.batch_size, images) / (processes * config.accumulate))
-    with torch.device("meta"):
-        model = build_model(spec.name, classes, **spec.variation)
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-            held.append(tensor)
-            return tensor
-
-        held: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = model(torch.empty(part, 3, side, side))
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    activations = sum(size for storage, size in kept.items() if storage not in weights)
-    del logits
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters, _ = size(spec.name, side, classes, **spec.variation)
+    activations = kept_bytes(spec.name, side, classes, part, **spec.variation)
     copies = 2 + STATE[recipe.optimizer] + (1 if recipe.ema else 0)
     steps = steps_per_epoch(images, recipe)
     return Plan(parameters, images, steps, steps * recipe.epochs, part, 4 * parameters * copies + activations)

@@ -3,7 +3,8 @@
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sanbench.training.profile import Stopwatch
 
 FORMAT = "sanbench training 2"
 FUSED = ("cpu", "cuda")  # devices on which torch has fused optimisers
+WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # methods of an optimiser, beside its step
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -182,5 +184,16 @@ def make_optimizer(model: Classifier, recipe: Recipe, fused: bool = False) -> to
             {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
         ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
+        return uncompiled(torch.optim.AdamW)(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+    return uncompiled(torch.optim.SGD)(groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
+
+
+@cache
+def uncompiled(optimizer: Any) -> Any:
+    """The optimiser, with its methods as they were written.
+
+    torch wraps them so that its compiler leaves them alone, and imports the compiler at the first call, which takes as long
+    as the rest of torch. Here no step of an optimiser is compiled.
+    """
+    methods = {name: unwrap(getattr(optimizer, name)) for name in WRAPPED}
+    return type(optimizer.__name__, (optimizer,), {**methods, "step": torch.no_grad()(unwrap(optimizer.step))})

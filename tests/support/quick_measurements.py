@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import torch
 
 from sanbench.evaluation.attacks.attack import Attack
@@ -24,7 +25,7 @@ def run(name, model, batch, settings, **options):
     attack = Attack(name, model, settings, **options)
     with evaluating(model):
         perturbed = attack(*batch)
-        return attack, perturbed, score(attack.network(model, batch[2]), perturbed, batch[2], batch[1])
+        return attack, perturbed, pd.DataFrame(score(attack.network(model, batch[2]), perturbed, batch[2], batch[1]))
 
 
 def measured(evaluated, images, store, perturbations, progress=silent, **options):

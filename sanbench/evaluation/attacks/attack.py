@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,9 @@ from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, memb
 from sanbench.evaluation.loop import Interruptible, Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import Averaged, ImageNoise, PerImageRandom, image_seed
 from sanbench.evaluation.sanity_checks import attack_flags
+
+if TYPE_CHECKING:
+    from sanbench.store.rows import Rows
 
 CONTROL = 4  # images with indices that are multiples of it are run twice
 MANY = 10**9  # classes: more than any attack has targets
@@ -65,7 +67,7 @@ class Attack(Perturbation):
                 f"not the strongest. Accepted are {accepted}."
             )
 
-    def flags(self, rows: pd.DataFrame, classes: int) -> list[str]:
+    def flags(self, rows: "Rows", classes: int) -> list[str]:
         return attack_flags(rows, self.setting) if self.surrogate is None else []
 
     @property
