@@ -42,8 +42,8 @@ struct Worker : Scratch {
     V times(int u) const { return valid[u]; }
 
     V raw(int slice, int k, int u) const {  // delta's channel k of a slice, at column u
-        if (!slice) return load(a.get() + k * t.plain.plane + at_plain[u]);
-        return load(b.get() + (slice - 1) * t.halo.plane + at_halo[u] + t.offset[k]);
+        return slice ? load(b.get() + (slice - 1) * t.halo.plane + at_halo[u] + t.offset[k])
+                     : load(a.get() + k * t.plain.plane + at_plain[u]);
     }
     template <int N>
     void delta(V* to, int slice, int first) const {  // relu(s1 x + t1)
