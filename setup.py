@@ -20,7 +20,7 @@ setup(
         Extension(  # a plain shared library, loaded by sanbench.ops.cpu
             f"sanbench.ops.cpu.kernels_{name}",
             [f"sanbench/ops/cpu/{source}.cpp" for source in SOURCES],
-            depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "tile", "vector")],
+            depends=[f"sanbench/ops/cpu/{header}.h" for header in ("passes", "weights", "tile", "vector")],
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-fopenmp"],
             optional=True,

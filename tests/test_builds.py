@@ -20,6 +20,7 @@ from sanbench.ops.cpu import kernels
 kernels.FOLDER, name = Path(sys.argv[1]), sys.argv[2]
 from tests.support.operator_cases import SIZES, case, compare, statistics_of
 from tests import test_cpu_blocks as blocks
+from tests import test_cpu_whole_blocks as whole
 from tests.test_cpu_normalise import test_channel_moments, test_normalised_relu
 torch.set_num_threads(3)
 for number, size in enumerate([*SIZES, *[None] * 9]):
@@ -41,6 +42,10 @@ for side in ((2, 2), (3, 7), (40, 40)):
         blocks.test_normalised_pool_of_a_linear(side, inputs, channels, name)
 for values in blocks.LINEARS:
     blocks.test_normalised_linear(values, name)
+for size in whole.SHAPES:
+    for kind, position in whole.KINDS:
+        whole.test_a_training_step_is_that_of_the_operators(size, kind, position, name)
+        whole.test_evaluation_and_the_gradient_of_its_images_are_those_of_the_operators(size, kind, position, name)
 print("agrees")
 """
 
@@ -62,7 +67,7 @@ def agrees(folder: Path, name: str, **environment: str) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 def test_addresses(tmp_path: Path) -> None:
-    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing in any operator on awkward shapes, in any build."""
+    """AddressSanitizer and UndefinedBehaviorSanitizer find nothing in operators and blocks on awkward shapes, in any build."""
     folder = built(tmp_path, CFLAGS=SANITIZE, LDFLAGS=SANITIZE)
     libraries = [
         subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout.strip()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -45,22 +46,16 @@ def step(block: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
     return found | {name: parameter.grad for name, parameter in block.named_parameters()}
 
 
-@pytest.fixture
-def composed(monkeypatch) -> Callable[..., dict[str, Tensor]]:
+def composed(block: nn.Module, *values: Tensor) -> dict[str, Tensor]:
     """A step by the operators that a block composes."""
-
-    def run(block: nn.Module, *values: Tensor) -> dict[str, Tensor]:
-        with monkeypatch.context() as patched:
-            patched.setattr(san, "block_in_one_step", lambda *_: None)
-            return step(block, *values)
-
-    return run
+    with patch.object(san, "block_in_one_step", lambda *_: None):
+        return step(block, *values)
 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize(("kind", "position"), KINDS)
 @pytest.mark.parametrize("size", SHAPES, ids=str)
-def test_a_training_step_is_that_of_the_operators(size, kind, position, build, composed):
+def test_a_training_step_is_that_of_the_operators(size, kind, position, build):
     *shape, footprint = size
     block = block_of(shape[1], footprint, attention=kind, position=position)
     x, grad = case(*shape)
@@ -77,7 +72,7 @@ def test_a_training_step_is_that_of_the_operators(size, kind, position, build, c
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize(("kind", "position"), KINDS)
 @pytest.mark.parametrize("size", SHAPES, ids=str)
-def test_evaluation_and_the_gradient_of_its_images_are_those_of_the_operators(size, kind, position, build, composed):
+def test_evaluation_and_the_gradient_of_its_images_are_those_of_the_operators(size, kind, position, build):
     *shape, footprint = size
     block = block_of(shape[1], footprint, attention=kind, position=position)
     x, grad = case(*shape)
@@ -167,7 +162,7 @@ def test_autocast_other_layouts_and_forced_specifications_are_left_to_the_operat
         assert block_of(64)(x).isfinite().all()
 
 
-def test_no_map_is_kept_but_three(composed):
+def test_no_map_is_kept_but_three():
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -31,11 +31,20 @@ constexpr int TILE_COLUMNS = 2 * LANES, DEPTH = 256, PITCH = DEPTH + 16;
 constexpr int64_t BLOCK = 392, PANELS = 8;  // rows and panels of a task at most: DEPTH of both stay in the second-level cache
 
 struct Product {  // out (rows x columns) = left (rows x inner) * right + bias + residual
-    int64_t rows, inner, columns;
-    const float *left, *scale, *shift;  // left is taken as relu(scale left + shift), where there is a scale
-    Buffer bias;                        // padded to whole panels
-    const float *residual, *masked, *by, *and_shift;  // the result times `by` where by * masked + and_shift > 0
-    float* out;
+    const int64_t rows, inner, columns;
+    float* const out;
+    std::vector<const float*> weight;  // rows of W
+    Buffer bias;                       // padded to whole panels
+    const float *left, *scale = nullptr, *shift = nullptr;  // left is taken as relu(scale left + shift), where there is a scale
+    const float *residual = nullptr, *masked = nullptr, *by, *and_shift;  // the result times `by` where by * masked + and_shift > 0
+
+    Product(const Linear& l, int64_t inner, int64_t columns)
+        : rows(l.pixels), inner(inner), columns(columns), out(l.out), bias(padded(columns, TILE_COLUMNS)) {
+        for (int64_t k = 0; k < l.parts; ++k) {
+            if (l.bias[k]) std::copy_n(l.bias[k], l.size[k], bias.get() + weight.size());
+            for (int64_t r = 0; r < l.size[k]; ++r) weight.push_back(l.weight[k] + r * l.inputs);
+        }
+    }
 };
 
 // `length` elements from `first` of up to four rows as columns of a panel.
@@ -83,22 +92,15 @@ void tile(const Product& p, const float* left, const float* right, int64_t depth
     for (int h = 0; h < 2 && !WHOLE; ++h) size[h] = std::clamp<int64_t>(p.columns - column - h * LANES, 0, LANES);
     V sum[TILE_ROWS][2];
     auto each = [&](auto&& f) {  // f(vector of the tile, its place, how many of it are of out, which of a row's two it is)
-#pragma GCC unroll 16
-        for (int i = 0; i < TILE_ROWS; ++i)
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; ++h)
-                if (WHOLE || i < rows) f(sum[i][h], i * p.columns + h * LANES, size[h], h);
+        UNROLLED(i, TILE_ROWS) UNROLLED(h, 2)
+            if (WHOLE || i < rows) f(sum[i][h], i * p.columns + h * LANES, size[h], h);
     };
     const float* bias = p.bias.get() + column;
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE_ROWS; ++i)
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) sum[i][h] = is_first ? *(const V*)(bias + h * LANES) : V{};
+    UNROLLED(i, TILE_ROWS) UNROLLED(h, 2) sum[i][h] = is_first ? *(const V*)(bias + h * LANES) : V{};
     if (!is_first) each([&](V& x, int64_t at, int64_t n, int) { x = part(out + at, n); });
     for (int64_t k = 0; k < depth; ++k, right += TILE_COLUMNS) {
         const V one = *(const V*)right, other = *(const V*)(right + LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < TILE_ROWS; ++i) sum[i][0] += left[i * PITCH + k] * one, sum[i][1] += left[i * PITCH + k] * other;
+        UNROLLED(i, TILE_ROWS) sum[i][0] += left[i * PITCH + k] * one, sum[i][1] += left[i * PITCH + k] * other;
     }
     if (is_last && p.residual) each([&](V& x, int64_t at, int64_t n, int) { x += part(p.residual + (out - p.out) + at, n); });
     if (is_last && p.masked)
@@ -117,7 +119,7 @@ void multiply(const Product& p, int threads, F&& right) {
     const int64_t strips = std::min(panels, std::max((8 + blocks - 1) / blocks, (panels + PANELS - 1) / PANELS));
     const int tasks = (int)(blocks * strips);
     parallel(tasks, threads, [&](auto& next, int) {
-        const Buffer rows_of_left = zeros(block * PITCH), panels_of_right = zeros(PANELS * DEPTH * TILE_COLUMNS);
+        const Buffer rows_of_left(block * PITCH), panels_of_right(PANELS * DEPTH * TILE_COLUMNS);
         int64_t held = -1;  // the strip whose one part of the right side is there already
         for (int task; (task = next()) >= 0;) {
             const int64_t strip = task / blocks, first = task % blocks * block, rows = std::min(block, p.rows - first);
@@ -144,25 +146,17 @@ void multiply(const Product& p, int threads, F&& right) {
 }  // namespace
 
 extern "C" void normalised_linear(const Linear* l) {
-    Product p{l->pixels, l->inputs, l->outputs, l->x, l->scale, l->shift, {}, l->residual, nullptr, nullptr, nullptr, l->out};
-    std::vector<const float*> weight;  // its rows
-    p.bias = zeros(padded(l->outputs, TILE_COLUMNS));
-    for (int64_t k = 0; k < l->parts; ++k) {
-        std::copy(l->bias[k], l->bias[k] + l->size[k], p.bias.get() + weight.size());
-        for (int64_t r = 0; r < l->size[k]; ++r) weight.push_back(l->weight[k] + r * l->inputs);
-    }
+    Product p(*l, l->inputs, l->outputs);
+    p.left = l->x, p.scale = l->scale, p.shift = l->shift, p.residual = l->residual;
     multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
-        for (int64_t c = 0; c < columns; c += 4) transpose(to + c, &weight[first + c], std::min<int64_t>(4, columns - c), k, depth);
+        for (int64_t c = 0; c < columns; c += 4) transpose(to + c, &p.weight[first + c], std::min<int64_t>(4, columns - c), k, depth);
     });
 }
 
 extern "C" void normalised_linear_backward(const Linear* l) {
-    Product p{l->pixels, l->outputs, l->inputs, l->grad, nullptr, nullptr, {}, nullptr, l->x, l->scale, l->shift, l->out};
-    std::vector<const float*> weight;
-    p.bias = zeros(padded(l->inputs, TILE_COLUMNS));
-    for (int64_t k = 0; k < l->parts; ++k)
-        for (int64_t r = 0; r < l->size[k]; ++r) weight.push_back(l->weight[k] + r * l->inputs);
+    Product p(*l, l->outputs, l->inputs);
+    p.left = l->grad, p.masked = l->x, p.by = l->scale, p.and_shift = l->shift;
     multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
-        for (int64_t r = 0; r < depth; ++r) std::copy_n(weight[k + r] + first, columns, to + r * TILE_COLUMNS);
+        for (int64_t r = 0; r < depth; ++r) std::copy_n(p.weight[k + r] + first, columns, to + r * TILE_COLUMNS);
     });
 }

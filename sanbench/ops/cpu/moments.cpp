@@ -51,16 +51,11 @@ template <bool BACK>
 std::vector<double> over_footprint(const Geometry& g, const Map& map) {
     const int width = g.call.width;
     std::vector<double> rows(g.pixels), out(g.pixels);
+    auto add = [](auto& to, const auto& from, int p, int other) { BACK ? to[other] += from[p] : to[p] += from[other]; };
     for (int k = 0; k < g.call.footprint; ++k)
-        g.each_pixel([&](int p, int y, int x) {
-            const int other = y * width + g.across.at[k * width + x];
-            BACK ? rows[other] += map[p] : rows[p] += map[other];
-        });
+        g.each_pixel([&](int p, int y, int x) { add(rows, map, p, y * width + g.across.at[k * width + x]); });
     for (int k = 0; k < g.call.footprint; ++k)
-        g.each_pixel([&](int p, int y, int x) {
-            const int other = g.down.at[k * g.call.height + y] * width + x;
-            BACK ? out[other] += rows[p] : out[p] += rows[other];
-        });
+        g.each_pixel([&](int p, int y, int x) { add(out, rows, p, g.down.at[k * g.call.height + y] * width + x); });
     return out;
 }
 
@@ -68,9 +63,7 @@ std::vector<double> over_footprint(const Geometry& g, const Map& map) {
 template <class F>
 void each_channel(const Attention& c, F&& f) {
     const int own = c.images * c.narrow;
-    parallel(own + c.extra, c.threads, [&](auto& next, int) {
-        for (int task; (task = next()) >= 0;) task < own ? f(task / c.narrow, task % c.narrow) : f(-1, task - own);
-    });
+    each_task(own + c.extra, c.threads, [&](int task, int) { task < own ? f(task / c.narrow, task % c.narrow) : f(-1, task - own); });
 }
 
 struct Pair {  // channel d of the relation phi(x_i) - psi(x_j)

@@ -27,107 +27,77 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 15;  // elements a task works on at least, whatever the number of threads
 
-struct Chunks {
-    int64_t rows, count;
-    Chunks(const Normalise& n, int64_t outer) {  // of `outer` rows
-        const int64_t row = n.channels * n.inner;
-        rows = std::max<int64_t>(1, std::max(CHUNK / row, outer / 64));
-        count = (outer + rows - 1) / rows;
+template <bool ALONG>  // whether a vector holds LANES channels, else it holds LANES values of one
+struct Place {         // of a vector in the map
+    int64_t task, part, at, channel, size;  // its first element and channel, how many of its elements are there
+    V map(const float* values) const { return ::part(values + at, size); }
+    V channels(const float* values) const { return ALONG ? ::part(values + channel, size) : all(values[channel]); }
+};
+
+template <bool ALONG>
+struct Chunks {  // of a map's rows, each a task and within one of `parts` equal parts
+    const Normalise& n;
+    const int64_t outer, rows, count;  // rows of a part and of a chunk, chunks of a part
+    const int tasks;
+
+    Chunks(const Normalise& n, int64_t parts)
+        : n(n), outer(n.outer / parts), rows(std::max<int64_t>({1, CHUNK / (n.channels * n.inner), outer / 64})),
+          count((outer + rows - 1) / rows), tasks((int)(parts * count)) {}
+
+    template <class F>
+    void each(F&& f) const {
+        each_task(tasks, n.threads, [&](int task, int) {
+            const int64_t part = task / count, first = part * outer + task % count * rows;
+            for (int64_t o = first; o < std::min(first + rows, (part + 1) * outer); ++o)
+                for (int64_t c = 0; c < n.channels; c += ALONG ? LANES : 1) {
+                    const int64_t at = (o * n.channels + c) * n.inner, size = ALONG ? n.channels - c : n.inner;
+                    for (int64_t i = 0; i < (ALONG ? 1 : n.inner); i += LANES)
+                        f(Place<ALONG>{task, part, at + i, c, std::min<int64_t>(LANES, size - i)});
+                }
+        });
     }
 };
 
-// f(element, channel, how many of a vector are there) for the elements of `rows` rows from `first`; `along`: vector over channels.
-template <bool ALONG, class F>
-void each(const Normalise& n, int64_t first, int64_t rows, F&& f) {
-    for (int64_t o = first; o < std::min(first + rows, n.outer); ++o)
-        if (ALONG)
-            for (int64_t c = 0; c < n.channels; c += LANES) f(o * n.channels + c, c, std::min<int64_t>(LANES, n.channels - c));
-        else
-            for (int64_t c = 0; c < n.channels; ++c)
-                for (int64_t i = 0; i < n.inner; i += LANES)
-                    f((o * n.channels + c) * n.inner + i, c, std::min<int64_t>(LANES, n.inner - i));
-}
-
 template <bool ALONG>
 void forward(const Normalise& n) {
-    const Chunks chunks(n, n.outer);
-    parallel((int)chunks.count, n.threads, [&](auto& next, int) {
-        for (int task; (task = next()) >= 0;)
-            each<ALONG>(n, task * chunks.rows, chunks.rows, [&](int64_t at, int64_t c, int64_t size) {
-                const V scale = ALONG ? part(n.scale + c, size) : all(n.scale[c]), shift = ALONG ? part(n.shift + c, size) : all(n.shift[c]);
-                put(n.out + at, relu(scale * part(n.x + at, size) + shift), size);
-            });
-    });
+    Chunks<ALONG>(n, 1).each([&](auto v) { put(n.out + v.at, relu(v.channels(n.scale) * v.map(n.x) + v.channels(n.shift)), v.size); });
 }
 
 template <bool ALONG>
 void backward(const Normalise& n) {
-    const Chunks chunks(n, n.outer);
-    const int64_t sums = ALONG ? padded(n.channels, LANES) : n.channels * LANES;  // of one chunk, twice
-    Buffer totals = zeros(n.grad_scale ? chunks.count * 2 * sums : 0);
-    parallel((int)chunks.count, n.threads, [&](auto& next, int) {
-        for (int task; (task = next()) >= 0;) {
-            V* total = (V*)(totals.get() + (n.grad_scale ? task * 2 * sums : 0));
-            each<ALONG>(n, task * chunks.rows, chunks.rows, [&](int64_t at, int64_t c, int64_t size) {
-                const V scale = ALONG ? part(n.scale + c, size) : all(n.scale[c]), shift = ALONG ? part(n.shift + c, size) : all(n.shift[c]);
-                const V x = part(n.x + at, size);
-                V grad = part(n.grad + at, size);
-                grad = scale * x + shift > 0 ? grad : V{};
-                put(n.grad_x + at, grad * scale, size);
-                if (!n.grad_scale) return;
-                const int64_t to = ALONG ? c / LANES : c;
-                total[to] += grad * x, total[sums / LANES + to] += grad;
-            });
-        }
+    const Chunks<ALONG> chunks(n, 1);
+    const Totals<ALONG> totals(n.grad_scale ? chunks.tasks : 0, n.channels);
+    chunks.each([&](auto v) {
+        const V scale = v.channels(n.scale), shift = v.channels(n.shift), x = v.map(n.x);
+        V grad = v.map(n.grad);
+        grad = scale * x + shift > 0 ? grad : V{};
+        put(n.grad_x + v.at, grad * scale, v.size);
+        if (!n.grad_scale) return;
+        V* total = totals.at(v.task, v.channel);
+        total[0] += grad * x, total[totals.vectors] += grad;
     });
-    if (!n.grad_scale) return;
-    for (int64_t c = 0; c < n.channels; ++c) {
-        double scale = 0, shift = 0;
-        for (int64_t k = 0; k < chunks.count; ++k)
-            for (int64_t l = 0; l < (ALONG ? 1 : LANES); ++l) {
-                const float* at = totals.get() + k * 2 * sums + (ALONG ? c : c * LANES + l);
-                scale += at[0], shift += at[sums];
-            }
+    for (int64_t c = 0; n.grad_scale && c < n.channels; ++c) {
+        const auto [scale, shift] = totals.of(0, chunks.tasks, c);
         n.grad_scale[c] = (float)scale, n.grad_shift[c] = (float)shift;
     }
 }
 
-// Calls f(image, its number among the image's chunks, first row, rows) for every chunk of every image.
-template <class F>
-void each_chunk(const Normalise& n, const Chunks& chunks, F&& f) {
-    const int64_t outer = n.outer / n.images;
-    parallel((int)(n.images * chunks.count), n.threads, [&](auto& next, int) {
-        for (int task; (task = next()) >= 0;) {
-            const int64_t image = task / chunks.count, first = task % chunks.count * chunks.rows;
-            f(image, task, image * outer + first, std::min(chunks.rows, outer - first));
-        }
-    });
-}
-
 template <bool ALONG>
 void moments(const Normalise& n) {  // about each image's first pixel; single precision within a chunk, double beyond
-    const Chunks chunks(n, n.outer / n.images);
-    const int64_t sums = ALONG ? padded(n.channels, LANES) : n.channels * LANES, image_size = n.outer / n.images * n.channels * n.inner;
-    Buffer totals = zeros(n.images * chunks.count * 2 * sums);
-    each_chunk(n, chunks, [&](int64_t image, int task, int64_t first, int64_t rows) {
-        V* total = (V*)(totals.get() + task * 2 * sums);
-        const float* origin = n.x + image * image_size;
-        each<ALONG>(n, first, rows, [&](int64_t at, int64_t c, int64_t size) {
-            V off = part(n.x + at, size) - (ALONG ? part(origin + c, size) : all(origin[c * n.inner]));
-            for (int64_t l = size; !ALONG && l < LANES; ++l) off[l] = 0;
-            const int64_t to = ALONG ? c / LANES : c;
-            total[to] += off, total[sums / LANES + to] += off * off;
-        });
+    const Chunks<ALONG> chunks(n, n.images);
+    const Totals<ALONG> totals(chunks.tasks, n.channels);
+    const int64_t image_size = chunks.outer * n.channels * n.inner;
+    chunks.each([&](auto v) {
+        const float* origin = n.x + v.part * image_size;
+        V off = v.map(n.x) - (ALONG ? part(origin + v.channel, v.size) : all(origin[v.channel * n.inner]));
+        for (int64_t l = v.size; !ALONG && l < LANES; ++l) off[l] = 0;
+        V* total = totals.at(v.task, v.channel);
+        total[0] += off, total[totals.vectors] += off * off;
     });
-    const double count = (double)(n.outer / n.images * n.inner);
+    const double count = (double)(chunks.outer * n.inner);
     for (int64_t image = 0; image < n.images; ++image)
         for (int64_t c = 0; c < n.channels; ++c) {
-            double sum = 0, square = 0;
-            for (int64_t k = 0; k < chunks.count; ++k)
-                for (int64_t l = 0; l < (ALONG ? 1 : LANES); ++l) {
-                    const float* at = totals.get() + (image * chunks.count + k) * 2 * sums + (ALONG ? c : c * LANES + l);
-                    sum += at[0], square += at[sums];
-                }
+            const auto [sum, square] = totals.of(image * chunks.count, chunks.count, c);
             float* to = n.out + image * 2 * n.channels + c;
             to[0] = (float)(n.x[image * image_size + c * n.inner] + sum / count);
             const double variance = square / count - sum / count * (sum / count);
@@ -138,14 +108,10 @@ void moments(const Normalise& n) {  // about each image's first pixel; single pr
 template <bool ALONG>
 void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean)) / count
     const float over = 1.f / (float)(n.outer / n.images * n.inner);
-    each_chunk(n, Chunks(n, n.outer / n.images), [&](int64_t image, int, int64_t first, int64_t rows) {
-        const float *mean = n.moments + image * 2 * n.channels, *grad = n.grad_moments + image * 2 * n.channels;
-        each<ALONG>(n, first, rows, [&](int64_t at, int64_t c, int64_t size) {
-            auto of = [&](const float* values) { return ALONG ? part(values + c, size) : all(values[c]); };
-            const V slope = of(grad + n.channels) * (2 * over);
-            const V before = n.grad ? part(n.grad + at, size) : V{};
-            put(n.grad_x + at, before + of(grad) * over + slope * (part(n.x + at, size) - of(mean)), size);
-        });
+    Chunks<ALONG>(n, n.images).each([&](auto v) {
+        const float *mean = n.moments + v.part * 2 * n.channels, *grad = n.grad_moments + v.part * 2 * n.channels;
+        const V slope = v.channels(grad + n.channels) * (2 * over), before = n.grad ? v.map(n.grad) : V{};
+        put(n.grad_x + v.at, before + v.channels(grad) * over + slope * (v.map(n.x) - v.channels(mean)), v.size);
     });
 }
 

@@ -7,14 +7,9 @@
 #include <omp.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <vector>
 
 #include "vector.h"
 
@@ -54,19 +49,16 @@ struct Axis {
     int before = 0, after = 0;      // halo
     Axis(int size, int footprint, bool distinct) {
         const int radius = footprint / 2, period = size == 1 ? 1 : 2 * size - 2;
-        for (int k = 0; k < footprint; ++k) {  // 0, -1, 1, -2, 2, ... so that the smallest shift stands for its like
-            const int s = k % 2 ? -(k + 1) / 2 : k / 2;
+        for (int k = 0; k < footprint; ++k) {  // distinct: 0, -1, 1, -2, 2, ... so that the smallest shift stands for its like
+            const int s = !distinct ? k - radius : k % 2 ? -(k + 1) / 2 : k / 2;
             size_t known = 0;
             while (known < shift.size() && !(distinct && (shift[known] - s) % period == 0)) ++known;
-            if (known < shift.size()) {
-                ++count[known];
-            } else {
-                shift.push_back(s), count.push_back(1);
+            if (known == shift.size()) {
+                shift.push_back(s), count.push_back(0);
+                before = std::max(before, -s), after = std::max(after, s);
             }
+            ++count[known];
         }
-        if (!distinct)
-            for (int k = 0; k < footprint; ++k) shift[k] = k - radius;
-        for (int s : shift) before = s < -before ? -s : before, after = s > after ? s : after;
     }
 };
 
@@ -80,6 +72,7 @@ struct Tiling {
     Layout plain, halo;              // without and with the pixels around the tile
     std::vector<long> offset;        // of each neighbour in `halo`
     std::vector<float> multiplicity;
+    std::vector<V> mask;             // of each vector of a row: 1 where a lane holds a pixel, else 0; again for the last group
 
     Tiling(int images, int height, int width, int footprint, bool distinct) : images(images), height(height), width(width) {
         const Axis down(height, footprint, distinct), across(width, footprint, distinct);
@@ -104,20 +97,19 @@ struct Tiling {
                 offset.push_back(down.shift[y] * pitch + (long)across.shift[x] * interleave);
                 multiplicity.push_back((float)(down.count[y] * across.count[x]));
             }
+        for (int there : {interleave, images - (groups - 1) * interleave})  // images of a group
+            for (int v = 0; v < vectors; ++v) {
+                mask.emplace_back();
+                for (int l = 0, at = v * LANES; l < LANES; ++l, ++at)
+                    mask.back()[l] = at < width * interleave && at % interleave < there;
+            }
     }
     int tiles() const { return groups * bands; }
     int first_row(int tile) const { return tile % bands * band_rows; }
     int rows(int tile) const { return std::min(band_rows, height - first_row(tile)); }
     int group(int tile) const { return tile / bands; }
     long at(int y, int v) const { return (y + halo.above) * halo.pitch + (long)halo.left * interleave + (long)v * LANES; }
-    V valid(int group, int v) const {  // 1 in the lanes that hold a pixel of an image, else 0
-        V mask{};
-        for (int l = 0; l < LANES; ++l) {
-            const int at = v * LANES + l;
-            mask[l] = at < width * interleave && group * interleave + at % interleave < images;
-        }
-        return mask;
-    }
+    V valid(int group, int v) const { return mask[(group + 1 == groups) * vectors + v]; }
 };
 
 // Calls f(element of scratch, tensor's element) for every pixel of a tile and `channels` channels; images that are not there are skipped.
@@ -138,15 +130,12 @@ static inline void visit(const Tiling& t, const Layout& layout, int tile, const 
         }
 }
 
-// scratch = scale * tensor + shift, channel by channel. Where no image is, scratch keeps what it held: zeros or another image.
-static void fill(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels,
-                 const float* scale = nullptr, const float* shift = nullptr) {
-    if (scale)
-        visit(t, layout, tile, view, scratch, channels, [&](int c, float& to, float& from) {
-            to = scale[c] * from + (shift ? shift[c] : 0.f);
-        });
-    else
-        visit(t, layout, tile, view, scratch, channels, [](int, float& to, float& from) { to = from; });
+// scratch = scale * tensor + shift, or the tensor itself. Where no image is, scratch keeps what it held: zeros or another image.
+static inline void fill(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels,
+                        const float* scale = nullptr, const float* shift = nullptr) {
+    visit(t, layout, tile, view, scratch, channels, [=](int c, float& to, float& from) {
+        to = scale ? scale[c] * from + (shift ? shift[c] : 0.f) : from;
+    });
 }
 
 // Splits `tasks` over threads: work(next, thread) takes task numbers from next() until it returns -1. A forked child has no
@@ -165,17 +154,29 @@ static void parallel(int tasks, int threads, F&& work) {
     work(next, omp_get_thread_num());
 }
 
-struct Free {
-    void operator()(void* p) const { free(p); }
+// f(task, thread) for each task
+template <class F>
+static void each_task(int tasks, int threads, F&& f) {
+    parallel(tasks, threads, [&](auto& next, int thread) {
+        for (int task; (task = next()) >= 0;) f(task, thread);
+    });
+}
+
+// Two sums for each channel: lane by lane in single precision within a task, in double precision over tasks.
+template <bool ALONG>  // whether a vector holds LANES channels, else it holds LANES values of one
+struct Totals {
+    const int64_t vectors;  // of one of the sums of a task
+    const Buffer held;
+    Totals(int64_t tasks, int64_t channels)
+        : vectors(ALONG ? (channels + LANES - 1) / LANES : channels), held(tasks * 2 * vectors * LANES) {}
+    V* at(int64_t task, int64_t channel) const { return held.vectors() + task * 2 * vectors + (ALONG ? channel / LANES : channel); }
+    std::pair<double, double> of(int64_t first, int64_t tasks, int64_t channel) const {
+        double sum = 0, other = 0;
+        for (int64_t task = first; task < first + tasks; ++task)
+            for (int64_t l = 0; l < (ALONG ? 1 : LANES); ++l) {
+                const float* of_task = (const float*)at(task, channel) + (ALONG ? channel % LANES : l);
+                sum += of_task[0], other += of_task[vectors * LANES];
+            }
+        return {sum, other};
+    }
 };
-typedef std::unique_ptr<float[], Free> Buffer;
-static Buffer unset(long n) {  // aligned to a vector
-    float* p = (float*)aligned_alloc(64, padded(std::max(n, 1L) * 4, 64));
-    if (!p) abort();
-    return Buffer(p);
-}
-static Buffer zeros(long n) {
-    Buffer p = unset(n);
-    memset(p.get(), 0, 4 * std::max(n, 1L));
-    return p;
-}

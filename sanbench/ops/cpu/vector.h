@@ -3,6 +3,8 @@
 // A vector holds LANES output pixels. A block holds `rows` x `n` vectors, one row a channel and one column a neighbour (pairwise)
 // or a vector of pixels (patchwise); n is at most COLS. Everything wider is a sequence of blocks.
 #pragma once
+#include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -20,6 +22,9 @@ constexpr int ROWS = 4;  // ROWS x COLS accumulators of a product stay in regist
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef int I __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// A loop over a constant number of steps, each of which is written out.
+#define UNROLLED(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < n; ++i)
 
 static inline V load(const float* p) { return *(const Unaligned*)p; }
 static inline void store(float* p, V x) { *(Unaligned*)p = x; }
@@ -53,22 +58,30 @@ static inline V exponential(V x) {
     const V shifted = x * 1.44269504f + magic, n = shifted - magic;
     const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     V p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + next;
     p = p * r * r + r + 1.f;
     const I power = (((I)shifted - (I)magic) + 127) << 23;
     return p * (V)power;
 }
 
+class Buffer {  // floats aligned to a vector, zeros at first
+    std::vector<V> held;
+
+  public:
+    explicit Buffer(long floats) : held(floats / LANES + 1) {}
+    float* get() const { return (float*)held.data(); }
+    V* vectors() const { return (V*)held.data(); }
+    float& operator[](long i) const { return get()[i]; }
+    void clear() { std::fill(held.begin(), held.end(), V{}); }
+};
+
 // A weight (rows x inner), entry(row, column), as `product_of` reads it: ROWS rows together, missing rows zero.
 template <class F>
-static void pack(float* packed, int rows, int inner, F&& entry) {
-    for (int r = 0; r < padded(rows, ROWS); ++r)
-        for (int d = 0; d < inner; ++d)
-            packed[(long)(r / ROWS) * ROWS * inner + d * ROWS + r % ROWS] = r < rows ? entry(r, d) : 0.f;
+static Buffer packed(int rows, int inner, F&& entry) {
+    Buffer to(padded(rows, ROWS) * inner);
+    for (int r = 0; r < rows; ++r)
+        for (int d = 0; d < inner; ++d) to[(long)(r / ROWS) * ROWS * inner + d * ROWS + r % ROWS] = entry(r, d);
+    return to;
 }
 
 enum Epilogue { PLAIN, RELU, ADD };
@@ -78,38 +91,21 @@ template <int N, Epilogue E>
 static void product_of(V* out, const float* weight, const float* bias, const V* x, int rows, int inner) {
     for (int r = 0; r < rows; r += ROWS, weight += (long)ROWS * inner, out += ROWS * N) {
         V sum[ROWS][N];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
-            for (int q = 0; q < N; ++q) sum[i][q] = E == ADD ? out[i * N + q] : bias ? all(bias[r + i]) : V{};
+        UNROLLED(i, ROWS) UNROLLED(q, N) sum[i][q] = E == ADD ? out[i * N + q] : bias ? all(bias[r + i]) : V{};
         for (int d = 0; d < inner; ++d)
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; ++i) {
+            UNROLLED(i, ROWS) {
                 const V w = all(weight[d * ROWS + i]);
-#pragma GCC unroll 8
-                for (int q = 0; q < N; ++q) sum[i][q] += w * x[(long)d * N + q];
+                UNROLLED(q, N) sum[i][q] += w * x[(long)d * N + q];
             }
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
-            for (int q = 0; q < N; ++q) out[i * N + q] = E == RELU ? relu(sum[i][q]) : sum[i][q];
+        UNROLLED(i, ROWS) UNROLLED(q, N) out[i * N + q] = E == RELU ? relu(sum[i][q]) : sum[i][q];
     }
 }
 
 // f(integral_constant n), so that loops over the columns of a block unroll.
-template <class F>
+template <int N = COLS, class F>
 static inline void with_columns(int n, F&& f) {
-    switch (n) {
-        case 1: return f(std::integral_constant<int, 1>{});
-        case 2: return f(std::integral_constant<int, 2>{});
-        case 3: return f(std::integral_constant<int, 3>{});
-#if defined(__AVX512F__)
-        case 4: return f(std::integral_constant<int, 4>{});
-        case 5: return f(std::integral_constant<int, 5>{});
-        case 6: return f(std::integral_constant<int, 6>{});
-        case 7: return f(std::integral_constant<int, 7>{});
-#endif
-    }
+    if (n == N) return f(std::integral_constant<int, N>{});
+    if constexpr (N > 1) with_columns<N - 1>(n, f);
 }
 
 template <int HALF, int... L>
@@ -124,8 +120,7 @@ static inline V lane_sums(V* x) {  // lane l of the result is the sum of x[l]'s 
     if constexpr (HALF == 0) {
         return x[0];
     } else {
-#pragma GCC unroll 8
-        for (int i = 0; i < HALF; ++i) x[i] = fold<HALF>(x[i], x[i + HALF], std::make_integer_sequence<int, LANES>{});
+        UNROLLED(i, HALF) x[i] = fold<HALF>(x[i], x[i + HALF], std::make_integer_sequence<int, LANES>{});
         return lane_sums<HALF / 2>(x);
     }
 }
@@ -139,30 +134,35 @@ struct Blocks {
         for (int k = 0; k <= count; ++k) first[k] = (int)((long)columns * k / count);
     }
     int width(int k) const { return first[k + 1] - first[k]; }
-    int columns() const { return first[count]; }
+    template <class F>  // f(width as a constant, first column) for each block
+    void each(F&& f) const {
+        for (int k = 0; k < count; ++k) with_columns(width(k), [&](auto n) { f(n, first[k]); });
+    }
 };
 
-// total[a][b] += sum over columns and lanes of x[a] * y[b], x and y sequences of blocks of rows_x and rows_y rows
-// (padded to TILE_A and TILE_B). total holds TILE_A x TILE_B at a time.
-static void outer_product(V* total, const V* x, const V* y, int rows_x, int rows_y, const Blocks& blocks) {
-    for (int a = 0; a < rows_x; a += TILE_A)
-        for (int b = 0; b < rows_y; b += TILE_B, ++total) {
-            V sum[LANES] = {};
-            for (int k = 0; k < blocks.count; ++k) {
-                const int n = blocks.width(k);
-                const V* at_x = x + (long)rows_x * blocks.first[k] + (long)a * n;
-                const V* at_y = y + (long)rows_y * blocks.first[k] + (long)b * n;
-                for (int q = 0; q < n; ++q)
-#pragma GCC unroll 8
-                    for (int i = 0; i < TILE_A; ++i)
-#pragma GCC unroll 8
-                        for (int j = 0; j < TILE_B; ++j) sum[i * TILE_B + j] += at_x[i * n + q] * at_y[j * n + q];
+// Sums over columns and lanes of x[a] * y[b], x and y sequences of blocks of rows_x and rows_y rows, padded to ROWS.
+class OuterProduct {
+    int rows_x, rows_y;
+    std::vector<V> total;  // TILE_A x TILE_B at a time
+
+  public:
+    OuterProduct(int rows_x, int rows_y) : rows_x(rows_x), rows_y(rows_y), total((rows_x / TILE_A) * (rows_y / TILE_B)) {}
+    void add(const V* x, const V* y, const Blocks& blocks) {
+        V* to = total.data();
+        for (int a = 0; a < rows_x; a += TILE_A)
+            for (int b = 0; b < rows_y; b += TILE_B, ++to) {
+                V sum[LANES] = {};
+                for (int k = 0; k < blocks.count; ++k) {
+                    const int n = blocks.width(k);
+                    const V* at_x = x + (long)rows_x * blocks.first[k] + (long)a * n;
+                    const V* at_y = y + (long)rows_y * blocks.first[k] + (long)b * n;
+                    for (int q = 0; q < n; ++q)
+                        UNROLLED(i, TILE_A) UNROLLED(j, TILE_B) sum[i * TILE_B + j] += at_x[i * n + q] * at_y[j * n + q];
+                }
+                *to += lane_sums(sum);
             }
-            *total += lane_sums(sum);
-        }
-}
-static inline long outer_size(int rows_x, int rows_y) { return (long)(rows_x / TILE_A) * (rows_y / TILE_B); }  // in vectors
-static inline float outer_entry(const V* total, int rows_y, int a, int b) {
-    const V* tile = total + (long)(a / TILE_A) * (rows_y / TILE_B) + b / TILE_B;
-    return ((const float*)tile)[a % TILE_A * TILE_B + b % TILE_B];
-}
+    }
+    float entry(int a, int b) const {
+        return total[(a / TILE_A) * (rows_y / TILE_B) + b / TILE_B][a % TILE_A * TILE_B + b % TILE_B];
+    }
+};
