@@ -65,6 +65,7 @@ def time_in_turn(
     *,
     warm_up: int = 1,
     setup: Mapping[str, Callable[[], tuple[Any, ...]]] = NO_SETUP,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time n rounds, after `warm_up` rounds that are not counted. The device's work is part of a side's time.
 
@@ -74,19 +75,24 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     total = (n + warm_up) * len(sides)
     for done, (number, name) in enumerate(((number, name) for number in range(n + warm_up) for name in sides), start=1):
-        elapsed = seconds_of(sides[name], setup[name]() if name in setup else (), device)
+        elapsed = seconds_of(sides[name], setup[name]() if name in setup else (), device, clock)
         if number >= warm_up:
             seconds[name].append(elapsed)
         progress(Progress(task, done, total))
     return Timing(seconds)
 
 
-def seconds_of(action: Callable[..., object], arguments: tuple[Any, ...], device: torch.device) -> float:
+def seconds_of(
+    action: Callable[..., object],
+    arguments: tuple[Any, ...],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds of one call. On CUDA the device is idle before and after it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = clock()
     action(*arguments)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started

@@ -124,9 +124,12 @@ class QueriedModel(nn.Module):
         logits = self.last.clone() if whole else self.last[alive]
         if not x.requires_grad:
             return self.without_ties(logits, whole, alive)
-        gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)  # torchattacks views it
-        for rows, found in gradients:
-            gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
+        if len(gradients) == 1 and len(gradients[0][1]) == len(x):
+            gradient = gradients[0][1].contiguous()  # torchattacks views it
+        else:
+            gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)
+            for rows, found in gradients:
+                gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
         return Differentiated.apply(x, logits, gradient)
 
     def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
@@ -170,10 +173,11 @@ class QueriedModel(nn.Module):
             if not back:
                 return logits, x
             (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
-        size = gradient.flatten(1).abs().amax(1)
+        size = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, 1)
+        finite = size.isfinite()
         self.spent["backward_passes"][rows] += 1
-        self.spent["dead_gradients"][rows] += ((size == 0) | ~size.isfinite()) & ~self.done(predictions(logits), rows)
-        return logits.detach(), gradient.nan_to_num(0, 0, 0)
+        self.spent["dead_gradients"][rows] += ((size == 0) | ~finite) & ~self.done(predictions(logits), rows)
+        return logits.detach(), gradient if finite.all() else gradient.nan_to_num(0, 0, 0)
 
     def margins(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What `answers` keeps of the logits of a query."""
