@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sanbench.errors import InputError, unknown
 from sanbench.evaluation.kinds import SPATIAL_METHODS, Request, SpatialOptions
 from sanbench.evaluation.loop import Identity, Interruptible, Perturbation, Perturbed, Seen, predictions
-from sanbench.evaluation.rotations import FILLS, INTERPOLATIONS
+from sanbench.evaluation.rotations import FILLS, Frame
 from sanbench.late import Late
 
 if TYPE_CHECKING:
@@ -197,9 +197,7 @@ def configs(options: SpatialOptions, seed: int, side: int) -> list[SpatialConfig
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise InputError(f"{name} {value} is not accepted: accepted are numbers from {least:g} to {most:,}.")
-    for name, known in {"interpolation": INTERPOLATIONS, "fill": FILLS}.items():
-        if getattr(options, name) not in known:
-            raise unknown(name, getattr(options, name), known)
+    Frame(options.interpolation, options.fill)  # raises for unknown words
     cells = tuple(map(int, options.grid.split("x"))) if CELLS.fullmatch(options.grid) else ()
     if not 0 < prod(cells) <= MOST or len(cells) != 3:
         raise InputError(f"grid {options.grid!r} is not accepted: accepted are shifts x shifts x angles, as in 5x5x31.")

@@ -169,7 +169,7 @@ class Attack(Perturbation):
     def tell(
         self, known: Interruptible, rounds: list[Round], number: int, place: int, rows: Tensor, queried: QueriedModel
     ) -> None:
-        """After each pass of the network: keep what is remembered, and every TELL seconds tell `watch` how far it is with
+        """Before each pass of the network: keep what is remembered, and every TELL seconds tell `watch` how far it is with
         `rows`, its target and start, and how many images stand."""
         if queried.remember:
             self.keep(known, number, place, queried)

@@ -92,7 +92,7 @@ class QueriedModel(nn.Module):
         self.remaining: Tensor | None = None  # passes that each image may still have, forward and backward: N
         self.eot = 1  # passes whose gradients and logits are averaged
         self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
-        self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called after each pass of the network
+        self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called before each pass of the network
 
     def rows(self, count: int) -> Sequence[int]:
         """Which images the `count` rows of a query are: all, or those that have not left."""
