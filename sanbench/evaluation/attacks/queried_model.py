@@ -130,7 +130,8 @@ class QueriedModel(nn.Module):
             gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)
             for rows, found in gradients:
                 gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
-        return Differentiated.apply(x, logits, gradient)
+        answer: Tensor = Differentiated.apply(x, logits, gradient)
+        return answer
 
     def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Rows of the pool, what they are shown, and whether with a gradient: forward alone where no more passes are left.
