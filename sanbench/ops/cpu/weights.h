@@ -8,7 +8,8 @@
 struct Plan {  // what all threads share
     const Attention& call;
     const bool pairwise;
-    const int R, M, G, C, K, sets, outputs, Mp;  // channels of query or key, hidden, groups, channels, footprint; outputs of a set
+    const int R, M, G, C, K;  // channels of the query and the position, between the linears, groups, channels of the value, neighbours
+    const int sets, outputs, Mp;                                           // outputs of a set; M padded
     const Tiling tiling;
     std::vector<int> length, start{0};                                     // of each slice; where it begins, and the end
     std::vector<Buffer> first, first_back, second, second_back, set_bias;  // by slice, by set
