@@ -28,7 +28,7 @@ from sanbench.studies.tables import tables
 from sanbench.studies.worker import Worker
 from tests.support.commands import sanbench, snapshot
 from tests.support.processes import ENVIRONMENT, SANBENCH, started
-from tests.support.small_study import MEASURED, RUNS, write
+from tests.support.small_study import MEASURED, RUNS, TEXT, write
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,18 @@ def test_nothing_is_done_twice(done, monkeypatch):
     assert outcome.exit_code == 0
     assert (done / "output.txt").read_text().endswith(outcome.output)  # then there was progress before it
     assert snapshot(done) == before
+
+
+def test_a_spatial_search_is_a_measurement_of_a_study(done, tmp_path, folder):
+    """Its shifts are a share of an image's side, which is known before an image is read."""
+    text = TEXT.replace('"rotate:90"]', '"rotate:90", "spatial:random"]').replace('"top5",', '"top5", "spatial:random",')
+    found, store = expand(read(str(write(tmp_path, folder, text)))), Store(tmp_path / "results")
+    assert Worker(found, store, done / "runs", CPU).work() == {}
+    assert [record.setting["pixels"] for record in store.records() if record.kind == "spatial"] == [3] * len(RUNS)
+    first, _ = tables(look(found, store, done / "runs"), Findings.of(store))
+    (about,) = {w.about for own in found.wanted.values() for w in own if w.kind == "spatial"}
+    (place,) = (at for at, heading in enumerate(first.headings) if about in heading)
+    assert "—" not in {row[place].text for row in first.rows}
 
 
 def test_what_single_commands_made_is_not_repeated(done, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ else:
 SIZES = ("parameters", "gmacs")  # figures of a network, all others are measured
 HITS = ("top1", "top5")  # figures of upright images
 FIGURES = ("drop", "success")  # figures of another measurement, beside its top-1
+SIDE = 32  # of images in memory, in pixels
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Asked:
     entry: Measure
     limit: int | None
     data: str
+    side: int
 
     def request(self) -> Request:
         return Request(self.entry.seed, 64, no_network, self.data)
@@ -117,7 +119,7 @@ class Asked:
         """The same as what records will say of them. No image is read."""
         spec = ModelSpec(name="any")
         network = EvaluatedModel(classifier.Classifier(spec, nn.Identity()), "", "any", {}, {}, "not trained")
-        images = SimpleNamespace(name=self.data, widest=0, among=None)
+        images = SimpleNamespace(name=self.data, widest=0, among=None, side=self.side)
         return [self.told(perturbation) for perturbation in self.bind(network, images)]
 
     def told(self, perturbation: Any) -> Wanted:
@@ -205,9 +207,10 @@ def expand(study: Study, choice: Choice = Choice()) -> Expansion:
     for word in choice.networks or ():
         if word not in names:
             raise unknown(f"network of {study.name}", word, names)
-    tables = [TablePlan(key, entry, columns(study, key, entry)) for key, entry in study.content.tables.items()]
     trainings = list(configured(study, choice, data))
-    whole = Expansion(study, choice, data, trainings, list(asked(study, choice, data)), tables)
+    side = trainings[0].config.image_size if find_dataset(data, ReadOptions())[0].photographs else SIDE
+    tables = [TablePlan(key, entry, columns(study, key, entry, side)) for key, entry in study.content.tables.items()]
+    whole = Expansion(study, choice, data, trainings, list(asked(study, choice, data, side)), tables)
     check_columns(whole)
     kept = [table for table in tables if choice.tables is None or table.key in choice.tables]
     shown = [name for table in kept for name in table.networks] if choice.tables is not None else list(names)
@@ -277,7 +280,7 @@ def titled(study: Study, data: str) -> str:
     return study.name if data == study.content.data else f"{study.name}-{slug(data.rsplit('/')[-1])}"
 
 
-def asked(study: Study, choice: Choice, data: str) -> Iterator[Asked]:
+def asked(study: Study, choice: Choice, data: str, side: int) -> Iterator[Asked]:
     for number, entry in enumerate(study.content.measure):
         limit = min((n for n in (entry.limit, choice.limit) if n is not None), default=None)
         for text in entry.what:
@@ -289,7 +292,7 @@ def asked(study: Study, choice: Choice, data: str) -> Iterator[Asked]:
                     no_network(options.surrogate, None)
             with study.at("measure", number, "what", word=text):
                 kind = next(name for name, known in KINDS.items() if known.options is type(options))
-                found = Asked(kind, options, entry, limit, data)
+                found = Asked(kind, options, entry, limit, data, side)
                 assert found.wanted  # raises what has no meaning
             yield found
 
@@ -307,23 +310,23 @@ def with_fields(options: Any, changes: Mapping[str, Any]) -> Any:
         raise InputError(f"{first['loc'][0]} {first['input']!r} is not accepted: {first['msg'].lower()}.") from None
 
 
-def columns(study: Study, key: str, entry: TableEntry) -> list[Column]:
+def columns(study: Study, key: str, entry: TableEntry, side: int) -> list[Column]:
     found = []
     for text in entry.columns:
         with study.at("tables", key, "columns", word=text):
-            found.append(column(text))
+            found.append(column(text, side))
     return found
 
 
-def column(text: str) -> Column:
-    """`drop rotate:90` -> what it shows. Raises InputError for a text that names no figure."""
+def column(text: str, side: int) -> Column:
+    """`drop rotate:90` of images of `side` pixels -> what it shows. Raises InputError for a text that names no figure."""
     if text in SIZES or text in HITS:
         return Column(text, text)
     first, _, rest = text.partition(" ")
     figure, measurement = (first, rest) if first in FIGURES else ("top1", text)
     options = options_of(measurement)
     kind = next(name for name, known in KINDS.items() if known.options is type(options))
-    every = [w for w in Asked(kind, options, Measure(what=[measurement]), None, "").wanted if w.kind == kind]
+    every = [w for w in Asked(kind, options, Measure(what=[measurement]), None, "", side).wanted if w.kind == kind]
     if len(every) != 1:
         raise InputError(f"column {text!r} is not accepted: it has {len(every)} conditions, and a column one.")
     if figure == "success" and kind != "attack":
