@@ -61,6 +61,13 @@ def test_a_class_archive_writes_nowhere_else(name, archives, tmp_path, monkeypat
     assert tarfile.TarFile.__dict__.get("extraction_filter") is before
 
 
+def test_python_without_filters_unpacks_nothing(archives, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(SanbenchError, match=r"cannot unpack archives safely: 3\.11\.4 or later is needed"):
+        prepare(archives, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
 def test_contents_are_seen_where_names_and_sizes_are_equal(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)

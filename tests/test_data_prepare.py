@@ -44,6 +44,8 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 @pytest.fixture
 def archives(tmp_path, monkeypatch) -> Path:
     """devkit, val and train archives as image-net.org makes them, their MD5 sums told to torchvision."""
+    if not hasattr(tarfile, "data_filter"):
+        pytest.skip("archives are unpacked by Python 3.11.4 or later")
     folder = tmp_path / "archives"
     folder.mkdir()
     names = {key: name for key, (name, _) in imagenet.ARCHIVE_META.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tarfile
 import threading
@@ -30,7 +31,7 @@ def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
 
     Existing folders are not changed. An interrupted call goes on with the classes of train/ that are still packed, and with
     val/ from its start. MD5 sums are torchvision's. Raises InputError for missing archives, SanbenchError for a broken archive,
-    which it names, and for a disk that is too small.
+    which it names, for a disk that is too small, and on Python before 3.11.4.
     """
     steps = {"devkit": (root / META, unpack_devkit), "val": (root / "val", unpack_val), "train": (root / "train", unpack_train)}
     left = {name: step for name, (target, step) in steps.items() if not target.exists()}
@@ -38,6 +39,8 @@ def prepare(archives: Path, root: Path, progress: Report = silent) -> None:
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise InputError(f"{archives} lacks {', '.join(missing)}: download the official archives from image-net.org.")
+    if left and not hasattr(tarfile, "data_filter"):  # which keeps files inside the folder
+        raise SanbenchError(f"Python {platform.python_version()} cannot unpack archives safely: 3.11.4 or later is needed.")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
