@@ -47,24 +47,15 @@ struct Product {  // out (rows x columns) = left (rows x inner) * right + bias +
     }
 };
 
-// `length` elements from `first` of up to four rows as columns of a panel.
-void transpose(float* to, const float* const* rows, int64_t count, int64_t first, int64_t length) {
-    typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-    int64_t k = 0;
-    for (; count == 4 && k + 4 <= length; k += 4) {
-        Four x[4], y[4];
-        for (int i = 0; i < 4; ++i) x[i] = *(const Four*)(rows[i] + first + k);
-        for (int i = 0; i < 2; ++i) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + 2], 0, 4, 1, 5);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 2], 2, 6, 3, 7);
-        }
-        for (int i = 0; i < 2; ++i) {
-            *(Four*)(to + (k + 2 * i) * TILE_COLUMNS) = __builtin_shufflevector(y[i], y[i + 2], 0, 4, 1, 5);
-            *(Four*)(to + (k + 2 * i + 1) * TILE_COLUMNS) = __builtin_shufflevector(y[i], y[i + 2], 2, 6, 3, 7);
-        }
+// `length` elements from `first` of up to LANES rows as columns of a panel.
+void fill_columns(float* to, const float* const* rows, int64_t count, int64_t first, int64_t length) {
+    for (int64_t k = 0; k < length; k += LANES, to += LANES * TILE_COLUMNS) {
+        const int64_t n = std::min<int64_t>(LANES, length - k);
+        V x[LANES];
+        for (int i = 0; i < LANES; ++i) x[i] = i < count ? part(rows[i] + first + k, n) : V{};
+        transpose(x);
+        for (int64_t j = 0; j < n; ++j) store(to + j * TILE_COLUMNS, x[j]);
     }
-    for (; k < length; ++k)
-        for (int64_t i = 0; i < count; ++i) to[k * TILE_COLUMNS + i] = rows[i][first + k];
 }
 
 // DEPTH columns from `first` of a block of rows of the left side, PITCH apart.
@@ -149,7 +140,8 @@ extern "C" void normalised_linear(const Linear* l) {
     Product p(*l, l->inputs, l->outputs);
     p.left = l->x, p.scale = l->scale, p.shift = l->shift, p.residual = l->residual;
     multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
-        for (int64_t c = 0; c < columns; c += 4) transpose(to + c, &p.weight[first + c], std::min<int64_t>(4, columns - c), k, depth);
+        for (int64_t c = 0; c < columns; c += LANES)
+            fill_columns(to + c, &p.weight[first + c], std::min<int64_t>(LANES, columns - c), k, depth);
     });
 }
 

@@ -168,10 +168,7 @@ struct Worker : Scratch {
         const Attention& c = p.call;
         const Layout& layout = CENTRE ? t.plain : t.halo;
         float *own = grads.get(), *positions = own + c.narrow * layout.plane;
-        visit(t, layout, tile, CENTRE ? c.grad_query : c.grad_key, own, c.narrow, [&](int d, float& from, float& to) {
-            const float grad = c.gamma[0][d] * from;
-            CENTRE ? to = grad : to += grad;
-        });
+        give<!CENTRE>(t, layout, tile, CENTRE ? c.grad_query : c.grad_key, own, c.narrow, c.gamma[0]);
         if (!sums) return;
         auto add = [&](const StridedMap& map, float* from, int first, int channels) {
             visit(t, layout, tile, map, from, channels, [&](int d, float& grad, float& at) {

@@ -175,7 +175,7 @@ void run_forward(const Attention& call) {
         Worker& worker = workers[thread];
         worker.fill_tile(tile);
         worker.forward(tile);
-        visit(plan.tiling, plan.tiling.plain, tile, call.out, worker.out.get(), plan.C, [](int, float& from, float& to) { to = from; });
+        give<false>(plan.tiling, plan.tiling.plain, tile, call.out, worker.out.get(), plan.C);
     });
 }
 
@@ -224,7 +224,7 @@ void run_backward(const Attention& call) {
     auto sums = several<Sums>(call.weights ? lots : 0, plan);
     auto fold = [&](Worker& worker, int tile, const Gradients& of_tile, Sums* shared) {
         worker.template finish<false>(tile, of_tile.b, shared);
-        visit(t, t.halo, tile, call.grad_value, of_tile.value.get(), plan.C, [](int, float& from, float& to) { to += from; });
+        give<true>(t, t.halo, tile, call.grad_value, of_tile.value.get(), plan.C);
     };
     each_task(lots, threads, [&](int lot, int thread) {
         Worker& worker = workers[thread];

@@ -159,10 +159,7 @@ struct Worker : Scratch {
 
     template <bool CENTRE>
     void finish(int tile, const Buffer& grads, Sums*) {
-        const StridedMap& view = CENTRE ? p.call.grad_query : p.call.grad_key;
-        visit(t, CENTRE ? t.plain : t.halo, tile, view, grads.get(), p.R, [](int, float& from, float& to) {
-            CENTRE ? to = from : to += from;
-        });
+        give<!CENTRE>(t, CENTRE ? t.plain : t.halo, tile, CENTRE ? p.call.grad_query : p.call.grad_key, grads.get(), p.R);
     }
 };
 

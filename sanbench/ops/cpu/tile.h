@@ -130,11 +130,54 @@ static inline void visit(const Tiling& t, const Layout& layout, int tile, const 
         }
 }
 
-// scratch = scale * tensor + shift, or the tensor itself. Where no image is, scratch keeps what it held: zeros or another image.
+// The same, where channels lie side by side in the tensor (channels-last) LANES pixels and channels at once: vectors(first channel, LANES
+// pixels of it in scratch, pixels in the tensor, missing where no image is). The channels that are left, or all of them, one by one.
+template <class Vectors, class F>
+static inline void visit(const Tiling& t, const Layout& layout, int tile, StridedMap view, float* scratch, int channels, Vectors&& vectors,
+                         F&& f) {
+    const int whole = view.channel == 1 ? channels / LANES * LANES : 0, image = t.group(tile) * t.interleave;
+    const int first = t.first_row(tile) - layout.above, halo = layout.rows - t.band_rows, row = layout.columns * t.interleave;
+    std::vector<int64_t> places(padded(row, LANES), -1);
+    for (int at = 0; at < row; ++at)
+        if (image + at % t.interleave < t.images)
+            places[at] = at % t.interleave * view.image + reflected(at / t.interleave - layout.left, t.width) * view.column;
+    for (int y = 0; whole && y < t.rows(tile) + halo; ++y)
+        for (int at = 0; at < row; at += LANES) {
+            float *pixels[LANES], *from = view.at(image, 0, reflected(first + y, t.height), 0);
+            for (int l = 0; l < LANES; ++l) pixels[l] = places[at + l] < 0 ? nullptr : from + places[at + l];
+            for (int c = 0; c < whole; c += LANES) vectors(c, scratch + c * layout.plane + y * layout.pitch + at, pixels);
+        }
+    view.data += whole * view.channel;
+    visit(t, layout, tile, view, scratch + whole * layout.plane, channels - whole, [&](int c, float& a, float& b) { f(whole + c, a, b); });
+}
+
+// scratch = scale * tensor + shift, or the tensor itself. Where no image is, scratch holds zeros or another image.
 static inline void fill(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels,
                         const float* scale = nullptr, const float* shift = nullptr) {
-    visit(t, layout, tile, view, scratch, channels, [=](int c, float& to, float& from) {
-        to = scale ? scale[c] * from + (shift ? shift[c] : 0.f) : from;
+    auto changed = [=](int c, auto x) { return scale ? scale[c] * x + (shift ? shift[c] : 0.f) : x; };
+    auto vectors = [&](int c, float* to, float* const* pixels) {
+        V x[LANES];
+        UNROLLED(l, LANES) x[l] = pixels[l] ? load(pixels[l] + c) : V{};
+        transpose(x);
+        for (int i = 0; i < LANES; ++i) store(to + i * layout.plane, changed(c + i, x[i]));
+    };
+    visit(t, layout, tile, view, scratch, channels, vectors, [=](int c, float& to, float& from) { to = changed(c, from); });
+}
+
+// tensor = scale * scratch, or with ADD what is there and that
+template <bool ADD>
+static inline void give(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels,
+                        const float* scale = nullptr) {
+    auto scaled = [=](int c, auto x) { return scale ? scale[c] * x : x; };
+    auto vectors = [&](int c, float* from, float* const* pixels) {
+        V x[LANES];
+        UNROLLED(i, LANES) x[i] = scaled(c + i, load(from + i * layout.plane));
+        transpose(x);
+        for (int l = 0; l < LANES; ++l)
+            if (pixels[l]) store(pixels[l] + c, ADD ? load(pixels[l] + c) + x[l] : x[l]);
+    };
+    visit(t, layout, tile, view, scratch, channels, vectors, [=](int c, float& from, float& to) {
+        ADD ? to += scaled(c, from) : to = scaled(c, from);
     });
 }
 

@@ -38,7 +38,7 @@ static inline void put(float* to, V x, int64_t n) {
     if (n == LANES) return store(to, x);
     for (int64_t i = 0; i < n; ++i) to[i] = x[i];
 }
-static inline V all(float x) { return V{} + x; }
+static inline V all(float x) { return x - V{}; }  // V{} + x is no broadcast: it makes 0 of -0
 static inline long padded(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 static inline V relu(V x) {  // not a number stays not a number
@@ -57,8 +57,8 @@ static inline V exponential(V x) {
     x = x < lowest ? lowest : x;
     const V shifted = x * 1.44269504f + magic, n = shifted - magic;
     const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
-    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + next;
+    V p = all(1.381459878757596e-3f);
+    for (float next : {8.368716575205326e-3f, 4.166838899254799e-2f, 1.666652113199234e-1f, 4.999999403953552e-1f}) p = p * r + next;
     p = p * r * r + r + 1.f;
     const I power = (((I)shifted - (I)magic) + 127) << 23;
     return p * (V)power;
@@ -109,20 +109,23 @@ static inline void with_columns(int n, F&& f) {
 }
 
 template <int HALF, int... L>
-static inline V fold(V a, V b, std::integer_sequence<int, L...>) {
-#define FROM(l) ((l) % (2 * HALF) < HALF ? 0 : LANES) + (l) / (2 * HALF) * 2 * HALF + (l) % HALF
-    return __builtin_shufflevector(a, b, (FROM(L))...) + __builtin_shufflevector(a, b, (FROM(L) + HALF)...);
-#undef FROM
+static inline void exchange(V& a, V& b, std::integer_sequence<int, L...>) {
+    const V first = a;
+    a = __builtin_shufflevector(first, b, ((L) & HALF ? (L) + LANES - HALF : (L))...);
+    b = __builtin_shufflevector(first, b, ((L) & HALF ? (L) + LANES : (L) + HALF)...);
 }
 
 template <int HALF = LANES / 2>
+static inline void transpose(V* x) {  // LANES x LANES
+    UNROLLED(i, LANES)
+        if (!(i & HALF)) exchange<HALF>(x[i], x[i + HALF], std::make_integer_sequence<int, LANES>{});
+    if constexpr (HALF > 1) transpose<HALF / 2>(x);
+}
+
 static inline V lane_sums(V* x) {  // lane l of the result is the sum of x[l]'s lanes; overwrites x
-    if constexpr (HALF == 0) {
-        return x[0];
-    } else {
-        UNROLLED(i, HALF) x[i] = fold<HALF>(x[i], x[i + HALF], std::make_integer_sequence<int, LANES>{});
-        return lane_sums<HALF / 2>(x);
-    }
+    transpose(x);
+    for (int i = 1; i < LANES; ++i) x[0] += x[i];
+    return x[0];
 }
 
 // Blocks[k]: the first column of block k, and at the end the number of columns. A sequence of blocks of `rows` rows lies at
