@@ -312,6 +312,7 @@ def workers(
     figures = found.figures
     note(
         f"One over two: {ratio(found)} (limit {LIMITS['speedup']}), without their start of {figures['start']:.1f} s "
-        f"{figures['speedup without start']:.2f}. Claiming takes {figures['claiming'] / figures['part']:.2%} of a part's "
+        f"{figures['speedup without start']:.2f}; two that share nothing do {figures['apart']:.2f} times the work of one in "
+        f"its time. Claiming takes {figures['claiming'] / figures['part']:.2%} of a part's "
         f"{1000 * figures['part']:.0f} ms (limit {LIMITS['claiming']:.0%}). {conditions([found])}."
     )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sanbench.models.san import SAN, SANConfig
 from sanbench.ops import cpu
+from sanbench.ops.cpu.fused import compiled
 from sanbench.ops.operator import SPECIFICATIONS
 from tests.support.operator_cases import BUILDS, close, gradients, same, to
 from tests.support.unsettled_weights import unsettle
@@ -116,6 +117,25 @@ def test_normalised_linear(values: tuple, build: str) -> None:
     check("normalised_linear", arguments, build, of_maps, build, build)
     everything = list(range(last + values[2]))
     check("normalised_linear", arguments, build, everything, build, "tiled")  # gradients of weights: the specification
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    ("outputs", "size"), [(5, (1, 3, 1, 1)), (24, (2, 64, 9, 7)), (70, (3, 33, 11, 13)), (400, (2, 17, 12, 12))], ids=str
+)
+def test_the_products_of_a_linear_s_backward(outputs: int, size: tuple[int, int, int, int], build: str) -> None:
+    """Those that a block in one step calls, beyond the rows and columns that are worked on at once."""
+    generator = torch.Generator().manual_seed(1)
+    x, grad = (
+        torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        for shape in (size, (size[0], outputs, *size[2:]))
+    )
+    scale, shift, weight = (torch.randn(*shape, generator=generator) for shape in ([size[1]], [size[1]], [outputs, size[1]]))
+    normalised = (x.double() * scale[:, None, None] + shift[:, None, None]).relu()
+    of_weight = compiled(build, "normalised_linear_weights", grad, x, scale, shift)
+    close(of_weight, torch.einsum("nohw,nihw->oi", grad.double(), normalised))
+    (of_x,) = compiled(build, "normalised_linear_backward", grad, x, None, None, [weight[:2], weight[2:]], [], False)
+    close(of_x, torch.einsum("nohw,oi->nihw", grad.double(), weight.double()))
 
 
 def test_what_the_product_leaves_to_the_specification() -> None:

@@ -10,7 +10,7 @@ from sanbench.evaluation.attacks.options import bind
 from sanbench.evaluation.attacks.table import ATTACKS, parse_attacks
 from sanbench.evaluation.evaluate import evaluate
 from sanbench.evaluation.parts import EvaluationOptions
-from sanbench.evaluation.rng import PerImageRandom
+from sanbench.evaluation.rng import AHEAD, PerImageRandom, image_seed, seeded
 from sanbench.models import Classifier
 from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.store.files import Store
@@ -114,6 +114,16 @@ def test_random_numbers_belong_to_seed_image_and_restart(kind):
     assert not torch.equal(draws(kind, 64, indices, seed=4), alone)
     assert not torch.equal(draws(kind, 64, indices, restart=1), alone)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_small_draws_made_ahead_are_those_that_were_made_one_by_one_also_of_images_that_stay_when_others_leave():
+    indices, left, standing = torch.arange(50, 57), [0, 3, 4], [0]
+    random = PerImageRandom(1, indices, "square", rows=lambda count: standing)
+    generators = [seeded(image_seed(1, image, "square")) for image in indices.tolist()]
+    for standing in [[*range(7)]] * (AHEAD // 2) + [left] * AHEAD:
+        with random:
+            found = torch.rand([len(standing), 3, 1, 1])
+        assert torch.equal(found, torch.stack([torch.rand(3, 1, 1, generator=generators[place]) for place in standing]))
 
 
 def test_shared_draws_do_not_depend_on_the_images_and_unknown_ones_fail():

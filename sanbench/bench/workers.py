@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from functools import partial
+from itertools import count
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +28,12 @@ CLAIMS = 200  # that are taken and released
 def time_workers(
     expansion: Expansion, words: list[str], runs: Path, n: int, device: torch.device, progress: Report = silent
 ) -> Benchmark:
-    """One worker and then two, of one thread each, on all measurements of a study into an empty folder, n rounds in turn.
+    """One worker, two, and two apart, of one thread each, on all measurements of a study into empty folders, n rounds in turn.
 
     words  what `sanbench study work` is given for this study
     seconds are whole processes', their start among them. figures: `start`, seconds of a worker that finds nothing to do;
-    `speedup` of two over one, and the same `without start`; `claiming`, seconds to take and release a part, and `part`, those
-    of its work. Raises InputError where a network is not trained or n is below 1.
+    `speedup` of two over one, and the same `without start`; `apart`, that of two which share nothing and do all of it each,
+    which is what the machine allows; `claiming`, seconds to take and release a part, and `part`, those of its work. Raises InputError where a network is not trained or n is below 1.
     """
     check_rounds(n)
     with TemporaryDirectory() as folder:
@@ -44,25 +44,30 @@ def time_workers(
             raise InputError(f"Not trained yet: {', '.join(untrained)}. `sanbench study run {expansion.study.word}` does it.")
         command = [sys.executable, "-m", "sanbench_cli", "study", "work", *words, "--device", device.type]
         command += ["--runs", str(runs.absolute()), "--results"]
-        numbers = iter(range(10**9))
+        empty = (root / f"results-{number}" for number in count())
 
-        def work(count: int, results: Path | None = None) -> None:
-            where = [*command, str(results or root / f"results-{next(numbers)}")]
+        def work(*folders: Path) -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            several = [subprocess.Popen(where, env=environment, **pipes) for _ in range(count)]  # type: ignore[call-overload]
+            commands = [[*command, str(folder)] for folder in folders]
+            several = [subprocess.Popen(whole, env=environment, **pipes) for whole in commands]  # type: ignore[call-overload]
             for process in several:
                 if (told := process.communicate()[1]) and process.returncode:
                     raise SanbenchError(f"A worker ended with {process.returncode}: {told.decode()[-200:]}")
 
-        timing = time_in_turn({"one": partial(work, 1), "two": partial(work, 2)}, n, device, progress, "study", warm_up=0)
+        sides = {
+            "one": lambda: work(next(empty)),
+            "two": lambda: work(*[next(empty)] * 2),
+            "two apart": lambda: work(next(empty), next(empty)),
+        }
+        timing = time_in_turn(sides, n, device, progress, "study", warm_up=0)
         whole = Store(root / "results-0")
         started = time.perf_counter()
-        work(1, whole.root)
+        work(whole.root)
         start = time.perf_counter() - started
         figures = {"start": start, **claiming(whole)}
-    one, two = timing.medians().values()
-    figures |= {"speedup": one / two, "speedup without start": (one - start) / (two - start)}
+    one, two, apart = timing.medians().values()
+    figures |= {"speedup": one / two, "speedup without start": (one - start) / (two - start), "apart": 2 * one / apart}
     setting = {"study": expansion.study.name, "choice": expansion.choice.words, "networks": len(expansion.trainings)}
     setting |= {"measurements": sum(map(len, expansion.wanted.values())), "kernel": kernel(device)}
     return timing.benchmark("workers", setting, device, figures=figures)

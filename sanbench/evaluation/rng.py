@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = "shared by all images"
+FEW = 16  # numbers: of so small a draw the call is what costs
+AHEAD = 64  # such draws that are made at once
 
 
 def image_seed(seed: int, image: int, stream: str, restart: int = 0) -> int:
@@ -33,6 +35,7 @@ class PerImageRandom(TorchFunctionMode):
         self.rows = rows
         self.own = [seeded(image_seed(seed, image, stream, restart)) for image in indices.tolist()]
         self.shared = seeded(image_seed(seed, 0, f"{stream} {SHARED}", restart))
+        self.ahead: dict[torch.Size, list[Tensor]] = {}  # by shape, of small draws: of all images, the next one last
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -52,9 +55,23 @@ class PerImageRandom(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if out.dim() != 4:
                 return out.copy_(func(torch.empty(out.shape, dtype=out.dtype), *bounds, **options, generator=self.shared))
-            for row, place in zip(out, self.rows(len(out)), strict=True):
+            rows = self.rows(len(out))
+            if func is torch.Tensor.uniform_ and not bounds and out.dtype == torch.float32 and out[0].numel() <= FEW:
+                return out.copy_(self.next_few(rows, out.shape[1:]))
+            for row, place in zip(out, rows, strict=True):
                 row.copy_(func(torch.empty(row.shape, dtype=row.dtype), *bounds, **options, generator=self.own[place]))
         return out
+
+    def next_few(self, rows: Sequence[int], shape: torch.Size) -> Tensor:
+        """A small draw of the images `rows`, the same numbers as one by one. Images that are not among them have left."""
+        ahead = self.ahead.setdefault(shape, [])
+        if not ahead:
+            drawn = torch.zeros(len(self.own), AHEAD, *shape)
+            for place in rows:
+                drawn[place].uniform_(generator=self.own[place])
+            ahead.extend(reversed(drawn.unbind(1)))
+        found = ahead.pop()
+        return found if len(rows) == len(self.own) else found[list(rows)]
 
 
 def seeded(seed: int) -> torch.Generator:

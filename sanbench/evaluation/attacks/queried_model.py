@@ -103,6 +103,10 @@ class QueriedModel(nn.Module):
         return self.alive.tolist()
 
     def forward(self, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():  # a network's own random numbers are its own
+            return self.answer(x)
+
+    def answer(self, x: Tensor) -> Tensor:
         whole = len(x) == len(self.labels)
         self.rows(len(x))
         if not x.requires_grad and whole and torch.equal(x, self.images):
@@ -130,8 +134,8 @@ class QueriedModel(nn.Module):
             gradient = torch.zeros_like(x, memory_format=torch.contiguous_format)
             for rows, found in gradients:
                 gradient.index_copy_(0, rows if whole else torch.searchsorted(alive, rows), found)
-        answer: Tensor = Differentiated.apply(x, logits, gradient)
-        return answer
+        differentiated: Tensor = Differentiated.apply(x, logits, gradient)
+        return differentiated
 
     def affordable(self, alive: Tensor, x: Tensor, back: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Rows of the pool, what they are shown, and whether with a gradient: forward alone where no more passes are left.
@@ -164,11 +168,7 @@ class QueriedModel(nn.Module):
         self.spent["forward_passes"][rows] += 1
         if self.remaining is not None:
             self.remaining[rows] -= 1 + back
-        with (
-            self.noise(rows, passes),
-            torch._C.DisableTorchFunction(),
-            torch.set_grad_enabled(back),
-        ):  # a network's own random numbers are its own
+        with self.noise(rows, passes), torch.set_grad_enabled(back):
             x = x.detach().requires_grad_(back)
             logits: Tensor = self.recall(rows) if len(self.known) else self.model(x)
             if not back:
@@ -205,11 +205,12 @@ class QueriedModel(nn.Module):
 
         Logits that are not finite are no prediction, so the image has fallen; the attack is given finite ones that are wrong.
         """
-        prediction = predictions(logits)
-        wrong_logits = torch.zeros_like(logits).scatter(1, self.labels[alive][:, None], -1)
-        logits = torch.where((prediction < 0)[:, None], wrong_logits, logits)
+        prediction, labels = predictions(logits), self.labels[alive]
+        wrong = prediction != labels
+        if wrong.any():
+            wrong_logits = torch.zeros_like(logits).scatter(1, labels[:, None], -1)
+            logits = torch.where((prediction < 0)[:, None], wrong_logits, logits)
         self.last[alive] = logits
-        wrong = prediction != self.labels[alive]
         if not self.aim.bounded:
             away = distance(self.images[alive], x, self.aim.norm)
             wrong &= (away <= self.budgets[alive] + TOLERANCE[self.aim.norm] / 2) & inside_box(x)
@@ -231,5 +232,8 @@ class QueriedModel(nn.Module):
         """Square drops an image whose margin is 0; here a tie that is told right has not fallen."""
         labels = (self.labels if whole else self.labels[alive])[:, None]
         own = logits.gather(1, labels)
-        tied = (logits.argmax(1, keepdim=True) == labels) & (logits.scatter(1, labels, -torch.inf).amax(1, keepdim=True) == own)
+        tied = logits.scatter(1, labels, -torch.inf).amax(1, keepdim=True) == own
+        if not tied.any():
+            return logits
+        tied &= logits.argmax(1, keepdim=True) == labels
         return logits.scatter(1, labels, torch.where(tied, torch.nextafter(own, own.new_tensor(torch.inf)), own))

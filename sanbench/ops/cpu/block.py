@@ -198,18 +198,19 @@ class TrainingBlock(torch.autograd.Function):
             to_moments, to_weight[name], to_bias[name] = compiled(build, "batch_normalisation_backward", *given)
             return to_moments
 
-        def linear(grad: Tensor, x: Tensor, norm: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Gradients of weight, bias and x; weight outputs x inputs."""
+        def linear(grad: Tensor, x: Tensor, norm: str, *names: str) -> tuple[Tensor, Tensor, Tensor]:
+            """Gradients of weights and biases of the layers `names`, together, and of x."""
             moments, *scaled = kept[norm]
-            rows = pixels_by_channels(grad)
-            of_weight = rows.t() @ pixels_by_channels(compiled(build, "normalised_relu", x, *scaled))
-            back = (rows @ weight).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+            of_weight = compiled(build, "normalised_linear_weights", grad, x, *scaled)
+            (back,) = compiled(
+                build, "normalised_linear_backward", grad, x, None, None, [p.flat[name] for name in names], [], False
+            )
             to_x, *to_scaled = compiled(build, "normalised_relu_backward", back, x, *scaled, True)
             compiled(build, "channel_moments_backward", normalise(norm, *to_scaled), x, moments, True, to_x)
-            return of_weight, rows.sum(0), to_x
+            return of_weight, pixels_by_channels(grad).sum(0), to_x
 
         grad = grad.contiguous(memory_format=torch.channels_last)
-        to_weight["expand"], to_bias["expand"], to_attended = linear(grad, attended, "after", p.flat["expand"])
+        to_weight["expand"], to_bias["expand"], to_attended = linear(grad, attended, "after", "expand")
         to_projected = torch.zeros_like(projected)
         to_parts = p.parts(to_projected)
         gamma = [*kept["first_norm"][1:], p.flat["first"], *kept["second_norm"][1:], p.flat["second"], p.bias["second"]]
@@ -228,8 +229,7 @@ class TrainingBlock(torch.autograd.Function):
         for name in ("query", "key"):
             to_parts[name] += of_second[name][0]
         to_position = [to for found in (of_attention, of_second, of_first) for to in found.get("position", [])]
-        weight = torch.cat([p.flat[name] for name in PROJECTIONS])
-        of_weight, of_bias, to_x = linear(to_projected, x, "before", weight)
+        of_weight, of_bias, to_x = linear(to_projected, x, "before", *PROJECTIONS)
         to_weight |= zip(PROJECTIONS, of_weight.split(p.sizes), strict=True)
         to_bias |= zip(PROJECTIONS, of_bias.split(p.sizes), strict=True)
         to_x += grad

@@ -186,7 +186,7 @@ under("normalised_pool", Pool, serves_pool, pool)
 under("normalised_pool_backward", Pool, serves_pool_backward, pool_backward)
 
 
-# The linear, channels last and of few parts; gradients of weights are left to the specification
+# The linear, channels last and of few parts; gradients of weights are the specification's, but in a block in one step
 
 
 def serves_product(maps: list[Tensor], scale: Tensor, shift: Tensor, weights: list[Tensor], biases: list[Tensor]) -> bool:
@@ -240,12 +240,27 @@ def linear(
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weights: list[Tensor], biases: list[Tensor], shared: bool
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    shared: bool,
 ) -> Prepared:
+    """Without scale and shift the product alone."""
     out = like(x)
     grad = grad.contiguous(memory_format=memory_format(x))
     return of_linear(x, weights, []), {"x": x, "scale": scale, "shift": shift, "grad": grad, "out": out}, [out]
 
 
+def linear_weights(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> Prepared:
+    """The gradient of all weights, outputs x inputs; both maps dense and channels last."""
+    out = torch.empty(grad.shape[1], x.shape[1])
+    sizes = of_linear(x, [], []) | {"outputs": grad.shape[1]}
+    return sizes, {"x": x, "scale": scale, "shift": shift, "grad": grad, "out": out}, out
+
+
 under("normalised_linear", Linear, serves_linear, linear)
 under("normalised_linear_backward", Linear, serves_linear_backward, linear_backward)
+PREPARE["normalised_linear_weights"] = Linear, linear_weights

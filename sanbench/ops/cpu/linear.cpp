@@ -1,7 +1,8 @@
 // 1 x 1 convolutions as matrix products, with what surrounds them: forward
 //     out = W relu(scale x + shift) + bias + residual
 // and backward
-//     grad_x = scale (W^T grad) where scale x + shift > 0,
+//     grad_x = scale (W^T grad) where scale x + shift > 0, or W^T grad
+//     grad_W = grad relu(scale x + shift)^T
 // over dense channels-last maps, which are matrices pixels x channels. W comes in parts, rows below rows.
 //
 // A tile of out, TILE_ROWS pixels x TILE_COLUMNS channels, stays in registers while DEPTH products are added to it.
@@ -14,7 +15,7 @@ struct Linear {
     int threads;
     const float *x, *scale, *shift;
     const float *residual, *grad;        // pixels x outputs; residual may be missing
-    float* out;                          // pixels x outputs, backward pixels x inputs
+    float* out;                          // pixels x outputs, backward pixels x inputs, of the weights outputs x inputs
     int64_t size[PARTS];                       // rows of each part of W
     const float *weight[PARTS], *bias[PARTS];  // size x inputs, size
 };
@@ -36,10 +37,11 @@ struct Product {  // out (rows x columns) = left (rows x inner) * right + bias +
     std::vector<const float*> weight;  // rows of W
     Buffer bias;                       // padded to whole panels
     const float *left, *scale = nullptr, *shift = nullptr;  // left is taken as relu(scale left + shift), where there is a scale
+    bool turned = false;                                    // left is inner x rows
     const float *residual = nullptr, *masked = nullptr, *by, *and_shift;  // the result times `by` where by * masked + and_shift > 0
 
-    Product(const Linear& l, int64_t inner, int64_t columns)
-        : rows(l.pixels), inner(inner), columns(columns), out(l.out), bias(padded(columns, TILE_COLUMNS)) {
+    Product(const Linear& l, int64_t rows, int64_t inner, int64_t columns)
+        : rows(rows), inner(inner), columns(columns), out(l.out), bias(padded(columns, TILE_COLUMNS)) {
         for (int64_t k = 0; k < l.parts; ++k) {
             if (l.bias[k]) std::copy_n(l.bias[k], l.size[k], bias.get() + weight.size());
             for (int64_t r = 0; r < l.size[k]; ++r) weight.push_back(l.weight[k] + r * l.inputs);
@@ -47,30 +49,33 @@ struct Product {  // out (rows x columns) = left (rows x inner) * right + bias +
     }
 };
 
-// `length` elements from `first` of up to LANES rows as columns of a panel.
-void fill_columns(float* to, const float* const* rows, int64_t count, int64_t first, int64_t length) {
-    for (int64_t k = 0; k < length; k += LANES, to += LANES * TILE_COLUMNS) {
+// to (length x count, pitch apart) = the columns from `first` of up to LANES rows
+template <class F>
+void fill_turned(float* to, int64_t pitch, F&& row, int64_t count, int64_t first, int64_t length) {
+    for (int64_t k = 0; k < length; k += LANES, to += LANES * pitch) {
         const int64_t n = std::min<int64_t>(LANES, length - k);
         V x[LANES];
-        for (int i = 0; i < LANES; ++i) x[i] = i < count ? part(rows[i] + first + k, n) : V{};
+        for (int i = 0; i < LANES; ++i) x[i] = i < count ? part(row(i) + first + k, n) : V{};
         transpose(x);
-        for (int64_t j = 0; j < n; ++j) store(to + j * TILE_COLUMNS, x[j]);
+        for (int64_t j = 0; j < n; ++j) store(to + j * pitch, x[j]);
+    }
+}
+
+// to = relu(scale from + shift), or `from` itself
+void fill_row(float* to, const float* from, int64_t n, const float* scale, const float* shift) {
+    if (!scale) return (void)memcpy(to, from, 4 * n);
+    for (int64_t k = 0, size; k < n; k += LANES) {
+        size = std::min<int64_t>(LANES, n - k);
+        put(to + k, relu(part(scale + k, size) * part(from + k, size) + part(shift + k, size)), size);
     }
 }
 
 // DEPTH columns from `first` of a block of rows of the left side, PITCH apart.
 void fill_left(const Product& p, float* to, int64_t row, int64_t rows, int64_t first, int64_t depth) {
-    const float* from = p.left + row * p.inner + first;
-    const int64_t whole = depth / LANES * LANES, rest = depth - whole;
-    for (int64_t r = 0; r < rows; ++r, from += p.inner, to += PITCH) {
-        if (!p.scale) {
-            memcpy(to, from, 4 * depth);
-            continue;
-        }
-        const float *scale = p.scale + first, *shift = p.shift + first;
-        for (int64_t k = 0; k < whole; k += LANES) store(to + k, relu(load(scale + k) * load(from + k) + load(shift + k)));
-        if (rest) put(to + whole, relu(part(scale + whole, rest) * part(from + whole, rest) + part(shift + whole, rest)), rest);
-    }
+    for (int64_t k = 0; p.turned && k < depth; k += LANES)
+        fill_turned(to + k, PITCH, [&](int i) { return p.left + (first + k + i) * p.rows; }, std::min<int64_t>(LANES, depth - k), row, rows);
+    for (int64_t r = 0; !p.turned && r < rows; ++r)
+        fill_row(to + r * PITCH, p.left + (row + r) * p.inner + first, depth, p.scale ? p.scale + first : nullptr, p.shift + first);
 }
 
 // Adds left (TILE_ROWS x depth, PITCH apart) * right (depth x TILE_COLUMNS) to the tile of out at (row, column), which the first
@@ -137,18 +142,27 @@ void multiply(const Product& p, int threads, F&& right) {
 }  // namespace
 
 extern "C" void normalised_linear(const Linear* l) {
-    Product p(*l, l->inputs, l->outputs);
+    Product p(*l, l->pixels, l->inputs, l->outputs);
     p.left = l->x, p.scale = l->scale, p.shift = l->shift, p.residual = l->residual;
     multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
         for (int64_t c = 0; c < columns; c += LANES)
-            fill_columns(to + c, &p.weight[first + c], std::min<int64_t>(LANES, columns - c), k, depth);
+            fill_turned(to + c, TILE_COLUMNS, [&](int i) { return p.weight[first + c + i]; }, std::min<int64_t>(LANES, columns - c), k, depth);
     });
 }
 
 extern "C" void normalised_linear_backward(const Linear* l) {
-    Product p(*l, l->outputs, l->inputs);
-    p.left = l->grad, p.masked = l->x, p.by = l->scale, p.and_shift = l->shift;
+    Product p(*l, l->pixels, l->outputs, l->inputs);
+    p.left = l->grad, p.masked = l->scale ? l->x : nullptr, p.by = l->scale, p.and_shift = l->shift;
     multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
         for (int64_t r = 0; r < depth; ++r) std::copy_n(p.weight[k + r] + first, columns, to + r * TILE_COLUMNS);
+    });
+}
+
+extern "C" void normalised_linear_weights(const Linear* l) {
+    Product p(*l, l->outputs, l->pixels, l->inputs);
+    p.left = l->grad, p.turned = true;
+    multiply(p, l->threads, [&](float* to, int64_t k, int64_t depth, int64_t first, int64_t columns) {
+        for (int64_t r = 0; r < depth; ++r)
+            fill_row(to + r * TILE_COLUMNS, l->x + (k + r) * l->inputs + first, columns, l->scale + first, l->shift + first);
     });
 }

@@ -115,16 +115,20 @@ void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean
     });
 }
 
-struct Merged {  // mean and biased variance of one channel of the batch
-    double mean = 0, variance = 0;
-    Merged(const Batch& b, int64_t channel) {
-        if (!b.images) mean = b.running_mean[channel], variance = b.running_variance[channel];
-        if (!b.images) return;
-        auto moment = [&](int64_t image, int64_t which) { return (double)b.moments[(2 * image + which) * b.channels + channel]; };
-        for (int64_t n = 0; n < b.images; ++n) mean += moment(n, 0);
-        mean /= (double)b.images;
-        for (int64_t n = 0; n < b.images; ++n) variance += moment(n, 1) + (moment(n, 0) - mean) * (moment(n, 0) - mean);
-        variance /= (double)b.images;
+struct Merged {  // mean and biased variance of the batch, by channel
+    std::vector<double> mean, variance;
+    explicit Merged(const Batch& b) : mean(b.channels), variance(b.channels) {
+        for (int64_t c = 0; !b.images && c < b.channels; ++c) mean[c] = b.running_mean[c], variance[c] = b.running_variance[c];
+        const double over = 1. / (double)b.images;
+        each(b, [&](int64_t c, float of_image, float) { mean[c] += of_image * over; });
+        each(b, [&](int64_t c, float of_image, float within) {
+            variance[c] += (within + (of_image - mean[c]) * (of_image - mean[c])) * over;
+        });
+    }
+    template <class F>  // f(channel, mean, variance) for each image
+    static void each(const Batch& b, F&& f) {
+        for (const float *n = b.moments, *end = n + 2 * b.images * b.channels; n < end; n += 2 * b.channels)
+            for (int64_t c = 0; c < b.channels; ++c) f(c, n[c], n[b.channels + c]);
     }
 };
 
@@ -133,27 +137,29 @@ struct Merged {  // mean and biased variance of one channel of the batch
 extern "C" void batch_normalisation(const Batch* b) {
     const double count = (double)(b->images * b->values), unbiased = count / (count - 1);
     auto move = [&](float& average, double to) { average += (float)(b->momentum * (to - average)); };
+    const Merged merged(*b);
     for (int64_t c = 0; c < b->channels; ++c) {
-        const Merged merged(*b, c);
-        const double scale = b->weight[c] / std::sqrt(merged.variance + b->eps);
-        b->scale[c] = (float)scale, b->shift[c] = (float)(b->bias[c] - merged.mean * scale);
-        if (b->images) move(b->running_mean[c], merged.mean), move(b->running_variance[c], merged.variance * unbiased);
+        const double scale = b->weight[c] / std::sqrt(merged.variance[c] + b->eps);
+        b->scale[c] = (float)scale, b->shift[c] = (float)(b->bias[c] - merged.mean[c] * scale);
+        if (b->images) move(b->running_mean[c], merged.mean[c]), move(b->running_variance[c], merged.variance[c] * unbiased);
     }
 }
 
 extern "C" void batch_normalisation_backward(const Batch* b) {
+    const Merged merged(*b);
+    std::vector<double> to_mean(b->channels), to_variance(b->channels);
     for (int64_t c = 0; c < b->channels; ++c) {
-        const Merged merged(*b, c);
-        const double inverse = 1 / std::sqrt(merged.variance + b->eps), to_scale = b->grad_scale[c] - b->grad_shift[c] * merged.mean;
-        const double to_mean = -b->grad_shift[c] * b->weight[c] * inverse / (double)b->images;
-        const double to_variance = -to_scale * b->weight[c] * inverse * inverse * inverse / 2 / (double)b->images;
+        const double inverse = 1 / std::sqrt(merged.variance[c] + b->eps), to_scale = b->grad_scale[c] - b->grad_shift[c] * merged.mean[c];
+        to_mean[c] = -b->grad_shift[c] * b->weight[c] * inverse / (double)b->images;
+        to_variance[c] = -to_scale * b->weight[c] * inverse * inverse * inverse / 2 / (double)b->images;
         b->grad_weight[c] = (float)(to_scale * inverse), b->grad_bias[c] = b->grad_shift[c];
-        for (int64_t n = 0; n < b->images; ++n) {
-            const float mean = b->moments[2 * n * b->channels + c];
-            float* to = b->grad_moments + 2 * n * b->channels + c;
-            to[0] = (float)(to_mean + 2 * to_variance * (mean - merged.mean)), to[b->channels] = (float)to_variance;
-        }
     }
+    float* to = b->grad_moments;
+    for (int64_t n = 0; n < b->images; ++n, to += 2 * b->channels)
+        for (int64_t c = 0; c < b->channels; ++c) {
+            const float mean = b->moments[2 * n * b->channels + c];
+            to[c] = (float)(to_mean[c] + 2 * to_variance[c] * (mean - merged.mean[c])), to[b->channels + c] = (float)to_variance[c];
+        }
 }
 
 extern "C" void normalised_relu(const Normalise* n) { n->inner == 1 ? forward<true>(*n) : forward<false>(*n); }
