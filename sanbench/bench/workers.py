@@ -33,7 +33,8 @@ def time_workers(
     words  what `sanbench study work` is given for this study
     seconds are whole processes', their start among them. figures: `start`, seconds of a worker that finds nothing to do;
     `speedup` of two over one, and the same `without start`; `apart`, that of two which share nothing and do all of it each,
-    which is what the machine allows; `claiming`, seconds to take and release a part, and `part`, those of its work. Raises InputError where a network is not trained or n is below 1.
+    which is what the machine allows; `claiming`, seconds to take and release a part, and `part`, those of its work. Raises
+    InputError where a network is not trained or n is below 1.
     """
     check_rounds(n)
     with TemporaryDirectory() as folder:
