@@ -12,7 +12,7 @@ from sanbench_cli.applicable import Typer
 from sanbench_cli.bench import bench
 from sanbench_cli.console import Commands, console, print_comparison, print_records, print_report
 from sanbench_cli.data import data
-from sanbench_cli.options import REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of
+from sanbench_cli.options import PROCESSES, REPORTS, Device, Results, Runs, existing_folder, folder_to_write, list_of
 from sanbench_cli.results import results
 from sanbench_cli.study import Part, end, looked, study, worked
 from sanbench_cli.tables import Table
@@ -112,6 +112,12 @@ def reproduce(
         bool, typer.Option("--all", help="Every attack, a sweep of angles, all corruptions: about half an hour.")
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Full width, more epochs and budgets, all test images: hours.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that share the work. Default: one a processor, as far as there are networks.", **PROCESSES
+        ),
+    ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
@@ -124,7 +130,7 @@ def reproduce(
         raise InputError("--all and --full are not accepted together: name one.")
     part = Part("full" if full else "all" if everything else "quick", runs=runs, results=results)
     expansion, store = part.expansion, part.store
-    failed = worked(expansion, store, runs, device)
+    failed = worked(expansion, store, runs, device, workers=workers)
     standing = looked(expansion, store, runs)
     records = [record for own in standing.records.values() for record in own.values()]
     if records:

@@ -134,6 +134,9 @@ def show(
 def run(
     part: Part,
     nproc: Processes = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes of this machine that share the work, and its processors.", **PROCESSES)
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and end.")] = False,
     cluster: Annotated[
         str | None,
@@ -146,8 +149,9 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Train and measure what is missing, and write the tables: sanbench study run paper --tables 4,9 --data-root DIR."""
-    if cluster is not None and (dry_run or nproc != 1):
-        raise InputError(f"{'--dry-run' if dry_run else '--nproc'} is not accepted with --cluster.")
+    refused = {"--dry-run": dry_run, "--nproc": nproc != 1, "--workers": workers != 1}
+    if cluster is not None and any(refused.values()):
+        raise InputError(f"{next(name for name in refused if refused[name])} is not accepted with --cluster.")
     expansion, store, runs = part.expansion, part.store, part.runs
     if dry_run:
         print_cost(expansion, store, runs, device, nproc)
@@ -162,7 +166,7 @@ def run(
             return
         failed = {run: f.sentence for run, f in store.failures().items() if any(t.name == run for t in expansion.trainings)}
     else:
-        failed = worked(expansion, store, runs, device, nproc)
+        failed = worked(expansion, store, runs, device, nproc, workers=workers)
     print_tables(expansion, store, runs)
     end(failed)
 
@@ -218,12 +222,26 @@ def looked(expansion: "Expansion", store: "Store", runs: Path) -> "Standing":
 
 
 def worked(
-    expansion: "Expansion", store: "Store", runs: Path, device: str, nproc: int = 1, train_only: bool = False
+    expansion: "Expansion",
+    store: "Store",
+    runs: Path,
+    device: str,
+    nproc: int = 1,
+    train_only: bool = False,
+    workers: int | None = 1,
 ) -> dict[str, str]:
+    """By so many workers; None is as many as there are processors and networks that are not done, and one on a GPU."""
+    from sanbench.data.loading import available_cpus
+    from sanbench.studies.beside import workers_beside
     from sanbench.studies.worker import Worker, own_device
 
     used = own_device(start(device))
-    with progress() as bar:
+    standing = looked(expansion, store, runs)
+    left = sum(not standing.is_done(training) for training in expansion.trainings)
+    workers = workers or (min(available_cpus(), left) if used.type == "cpu" else 1)
+    words = [expansion.study.word, *expansion.choice.words, "--runs", str(runs), "--results", str(store.root)]
+    words += ["--device", used.type, "--nproc", str(nproc)]
+    with progress() as bar, workers_beside(workers - 1 if left else 0, words, available_cpus()):
         return Worker(expansion, store, runs, used, bar, nproc, train_only).work()
 
 

@@ -18,7 +18,7 @@ from sanbench import load_model
 from sanbench.errors import Interrupted
 from sanbench.evaluation.robust import Findings
 from sanbench.runs.run import Run
-from sanbench.store.claims import Claims
+from sanbench.store.claims import Claims, start_of
 from sanbench.store.files import Store
 from sanbench.studies import worker as worker_module
 from sanbench.studies.expand import Choice, expand
@@ -259,6 +259,22 @@ def workers(root: Path, count: int, stack: ExitStack):
     command = [*SANBENCH, "study", "work", str(root / "small.toml"), *map(str, places(root))]
     quiet = {"env": {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}}
     return [stack.enter_context(started(command, **quiet)) for _ in range(count)]
+
+
+def test_a_command_with_two_workers_ends_both_after_a_signal_and_goes_on(done, folder, tmp_path):
+    command = [*SANBENCH, "study", "run", str(write(tmp_path, folder)), *map(str, places(tmp_path)), "--workers", "2"]
+    alone = {"env": {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}}
+    with started(command, **alone) as process:
+        while len(both := holding(tmp_path)) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        process.terminate()
+        outcome = process.communicate(timeout=200)
+    assert process.returncode == Interrupted.exit_code, outcome
+    assert process.pid in both and [start_of(pid) for pid in both] == [None, None]
+    with started(command, **alone) as process:
+        outcome = process.communicate(timeout=200)
+    assert process.returncode == 0, outcome
+    assert_same(tmp_path, done)
 
 
 def test_three_workers_of_which_one_is_killed_make_the_same_rows(done, folder, tmp_path):
