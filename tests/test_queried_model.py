@@ -109,9 +109,9 @@ def test_what_is_remembered_of_logits_decides_as_they_do():
     logits[3, 2], logits[4, 1], logits[5, 0] = torch.nan, torch.inf, -torch.inf
     queried = QueriedModel(nn.Identity(), torch.zeros(60, 3, 1, 1), labels, logits, Aim("linf", 1.0), batch_size=60)
     rows = torch.arange(60)
-    queried.known = queried.margins(logits, rows)
-    again = queried.recall(rows)
-    assert len(queried.known) == 0
+    queried.go_on({False: queried.margins(logits, rows)})
+    again, _, _ = queried.recall(queried.images, rows, False)
+    assert len(queried.known[False]) == 0
     right = predictions(logits) == labels
     assert 5 < right.sum() < 30
     assert torch.equal(predictions(again) == labels, right)
