@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from sanbench.data import ReadOptions, load_dataset
 from sanbench.evaluation import evaluate as evaluation
@@ -75,6 +76,17 @@ def often(monkeypatch):
     monkeypatch.setattr(loop, "KEEP", -1.0)
 
 
+class Masked(nn.Module):
+    """Logits so large that the cross-entropy has no gradient."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return 1e4 * self.network(x)
+
+
 CASES = {
     "fgsm": ("fgsm", config("fgsm")),
     "pgd, restarts": ("pgd", config("pgd", steps=3, restarts=2)),
@@ -89,6 +101,7 @@ CASES = {
     "square": ("square", config("square")),
     "square, l2": ("square", config("square", "1/2", norm="l2")),
     "standard, members": ("standard", config("standard", "1/255")),
+    "masked, with dead gradients": ("apgd", config("apgd", "2/255", steps=4)),
     "averaged": ("apgd", config("apgd", "2/255", steps=3, eot=2)),
     "averaged, without gradients": ("square", config("square", "2/255", steps=6, eot=2)),
     "limited": ("apgd", config("apgd", "1/255", steps=3, restarts=2, max_passes=12)),
@@ -106,7 +119,8 @@ def test_an_attack_goes_on_at_its_next_pass(case, network, fashion, often, tmp_p
     monkeypatch.setattr(attacks, "at_once", lambda *_: 2)
     for member in STANDARD:
         monkeypatch.setitem(ATTACKS, member, replace(ATTACKS[member], steps=2))
-    evaluated = EvaluatedModel(Classifier(SPEC, Drops(network) if settings.eot > 1 else network), "w", "small", {}, {}, "s")
+    wrapped = Drops(network) if settings.eot > 1 else Masked(network) if "masked" in case else network
+    evaluated = EvaluatedModel(Classifier(SPEC, wrapped), "w", "small", {}, {}, "s")
     other = attacks.Surrogate(deepcopy(network), "other", "w") if case == "transferred" else None
     attacked = [evaluated.model] if other is None else [evaluated.model, other.model]
 
@@ -118,6 +132,7 @@ def test_an_attack_goes_on_at_its_next_pass(case, network, fashion, often, tmp_p
 
     whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
     wanted, passes = found(whole)
+    assert (whole.rows(wanted)["dead_gradients"].sum() > 0) == ("masked" in case)
     controls = whole.rows(wanted)["index"] % attacks.CONTROL == 0
     before = (int(controls.any()) + int((~controls).any())) * settings.eot * len(attacked)  # looks at the clean images
     after = (int(controls.any()) + 2) * settings.eot  # the second look at controls, in 8 bits, and what is scored
