@@ -109,9 +109,9 @@ def test_what_is_remembered_of_logits_decides_as_they_do():
     logits[3, 2], logits[4, 1], logits[5, 0] = torch.nan, torch.inf, -torch.inf
     queried = QueriedModel(nn.Identity(), torch.zeros(60, 3, 1, 1), labels, logits, Aim("linf", 1.0), batch_size=60)
     rows = torch.arange(60)
-    queried.known = queried.margins(logits, rows)
-    again = queried.recall(rows)
-    assert len(queried.known) == 0
+    queried.go_on({False: queried.margins(logits, rows)})
+    again, _, _ = queried.recall(queried.images, rows, False)
+    assert len(queried.known[False]) == 0
     right = predictions(logits) == labels
     assert 5 < right.sum() < 30
     assert torch.equal(predictions(again) == labels, right)
@@ -119,3 +119,16 @@ def test_what_is_remembered_of_logits_decides_as_they_do():
     finite = logits.isfinite().all(1)
     for found in (again, logits):
         assert torch.equal(queried.margins(found, rows)[finite], queried.margins(logits, rows)[finite])
+
+
+def test_no_query_is_remembered_after_those_that_fill_the_room(network, batch):
+    images, labels, _ = (x[:4] for x in batch)
+    queried = QueriedModel(network, images, labels, network(images).detach(), Aim("linf", 1.0, leaves=False), batch_size=3)
+    queried.loss = lambda logits, rows: logits[:, 0]
+    an_answer = 4 * 4 * (10 + 1 + images[0].numel())
+    queried.room = an_answer + 1
+    for step in range(5):
+        queried((images * (0.9 - 0.1 * step)).requires_grad_())
+        queried(images * (0.9 - 0.1 * step))
+    assert [len(answers) for answers in queried.answers.values()] == [1, 1]
+    assert sum(values.nbytes for answers in queried.answers.values() for values in answers) == an_answer + 4 * 4 * 3

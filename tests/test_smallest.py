@@ -31,7 +31,7 @@ from sanbench.store.files import Store
 from sanbench.store.schema import ModelSpec
 from sanbench_cli.console import console, print_records
 from tests.support.commands import sanbench
-from tests.support.quick_measurements import config
+from tests.support.quick_measurements import Drops, config
 from tests.support.report_pages import page, table
 
 
@@ -233,17 +233,6 @@ def test_a_search_goes_on_at_the_round_that_was_interrupted(network, batch, tmp_
     resumed = library.evaluate(network, pair, wanted, store=tmp_path)
     assert done == [0, 1, 2, 2, 3]
     pd.testing.assert_frame_equal(resumed.rows, whole.rows)
-
-
-class Drops(nn.Module):
-    """Random: some pixels are dropped."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network(F.dropout(x, 0.1, training=True))
 
 
 @pytest.mark.slow

@@ -2,15 +2,13 @@
 
 import io
 
-import pandas as pd
 import pytest
 import torch
 
-from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import parts
 from sanbench.evaluation.attacks import attack as attacks
 from sanbench.evaluation.attacks.options import bind
-from sanbench.evaluation.attacks.table import ATTACKS, Round, Search, parse_attacks
+from sanbench.evaluation.attacks.table import ATTACKS, Search, parse_attacks
 from sanbench.evaluation.evaluate import FEWEST, MOST, PART, by_part, evaluate
 from sanbench.evaluation.loop import Identity
 from sanbench.evaluation.parts import Condition, EvaluationOptions
@@ -177,104 +175,3 @@ def test_parts_shrink_with_the_declared_cost_alone(evaluated):
         own = Condition(None, *bind(evaluated.model, parse_attacks(name, "8/255")))
         (chosen,) = by_part([own], 32)
         assert chosen == FEWEST or chosen * own.perturbation.passes <= MOST
-
-
-def test_an_attack_goes_on_at_the_round_that_was_interrupted(evaluated, images, tmp_path, monkeypatch):
-    """Rows are those of an attack without interruption, and rounds that were done are not done again."""
-    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1.0)
-    settings = config("pgd", "1/2550", steps=3, restarts=4)
-    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
-    done = []
-    original = attacks.run_round
-
-    def rounds_then_stop(queried, turn, indices):
-        done.append(turn.restart)
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        return original(queried, turn, indices)
-
-    def found(folder):
-        return evaluate(evaluated, images, bind(evaluated.model, [("pgd", settings)]), folder, CPU)[0]
-
-    monkeypatch.setattr(attacks, "run_round", rounds_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        found(store)
-    assert len(list(store.work.glob("parts/*/*.unfinished"))) == 1
-    resumed = found(store)
-    monkeypatch.setattr(attacks, "run_round", original)
-    wanted = found(whole)
-    assert done == [0, 1, 2, 2, 3]
-    assert resumed.counts == wanted.counts
-    pd.testing.assert_frame_equal(store.rows(resumed), whole.rows(wanted))
-    assert not list(store.work.glob("parts/*/*.unfinished"))
-
-
-class Interruption:
-    """Interrupts a network at the pass that comes after `most`."""
-
-    def __init__(self, most: int):
-        self.passes, self.most = 0, most
-
-    def __call__(self, *_):
-        if self.passes == self.most:
-            raise KeyboardInterrupt
-        self.passes += 1
-
-
-WITHIN = [("square", "linf"), ("square", "l2"), ("pgd", "linf"), ("apgd", "l2"), ("fab", "linf")]
-
-
-@pytest.mark.parametrize(("name", "norm"), WITHIN)
-def test_a_round_goes_on_where_it_was_interrupted(name, norm, evaluated, images, tmp_path, monkeypatch):
-    """Square from the query it was at, the others from the images that come next; rows are equal to the last bit."""
-    monkeypatch.setattr("sanbench.evaluation.loop.KEEP", -1.0)
-    turn = Round(name, config(name, "1/255" if norm == "linf" else "1/10", norm=norm, steps=8), 0)
-    pictures = images.read([0]).float()
-    monkeypatch.setattr(attacks, "WORK", 3.9 * turn.passes * sum(p.numel() for p in evaluated.model.parameters()) * 32 * 32)
-    assert attacks.at_once(evaluated.model, pictures, turn) == (1 if name == "square" else 3)
-    options = EvaluationOptions(batch_size=5)
-
-    def found(folder, most=10**6):
-        interruption = Interruption(most)
-        handle = evaluated.model.register_forward_pre_hook(interruption)
-        try:
-            (record,) = evaluate(evaluated, images, bind(evaluated.model, [(name, turn.config)]), folder, CPU, options)
-        finally:
-            handle.remove()
-        return record, interruption.passes
-
-    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
-    wanted, passes = found(whole)
-    with pytest.raises(KeyboardInterrupt):
-        found(store, passes // 2)
-    resumed, rest = found(store)
-    looks = 2 * len(images) // 5 + 2
-    assert rest < passes - passes // 2 + (looks if name == "square" else looks + 10)
-    assert resumed.counts == wanted.counts
-    pd.testing.assert_frame_equal(store.rows(resumed), whole.rows(wanted), check_exact=True)
-
-
-def test_a_damaged_state_of_an_attack_is_no_state(evaluated, images, tmp_path):
-    (perturbation,) = bind(evaluated.model, parse_attacks("fgsm", "1/255"))
-    measured = evaluation.measurement(evaluated, images, range(len(images)), perturbation, EvaluationOptions())
-    told: list[str] = []
-    kept = parts.Kept(Store(tmp_path), measured, 0, told.append)
-    assert kept.load() is None and not told
-    kept.keep({"round": 3})
-    assert kept.load() == {"round": 3}
-    path = kept.store.unfinished_path(measured, 0)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
-    assert kept.load() is None
-    for place in range(0, len(whole), len(whole) // 60):  # each flip is told, or changes nothing that is read
-        told.clear()
-        path.write_bytes(flipped(whole, place))
-        assert kept.load() == (None if told else {"round": 3})
-    told.clear()
-    path.write_bytes(flipped(whole, whole.index(b"round") + 2))
-    assert kept.load() is None
-    assert len(told) == 1 and told[0].endswith("This part is measured from its beginning.")
-
-
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]

@@ -22,7 +22,7 @@ from sanbench.store.claims import Claims
 from sanbench.store.files import Part, Store
 from sanbench.store.schema import Measurement, Record
 
-UNFINISHED = "sanbench unfinished part 1"
+UNFINISHED = "sanbench unfinished part 2"
 TELL = 0.5  # seconds between two tellings of progress, at least
 
 

@@ -1,9 +1,11 @@
-"""An attack or a measurement in one call: a budget, few steps, the rows or the records."""
+"""An attack or a measurement in one call: a budget, few steps, the rows or the records; a network that is random."""
 
 from dataclasses import replace
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.table import parse_attacks
@@ -30,3 +32,14 @@ def run(name, model, batch, settings, **options):
 
 def measured(evaluated, images, store, perturbations, progress=silent, **options):
     return evaluate(evaluated, images, perturbations, store, torch.device("cpu"), EvaluationOptions(**options), progress)
+
+
+class Drops(nn.Module):
+    """Random: some pixels are dropped."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(F.dropout(x, 0.1, training=True))

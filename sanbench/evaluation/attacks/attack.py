@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sanbench.errors import InputError
 from sanbench.evaluation.attacks.budget import budget_text, check_budget, in_eight_bits
-from sanbench.evaluation.attacks.queried_model import SPENT, VARIATION, Aim, AllFallen, QueriedModel
+from sanbench.evaluation.attacks.queried_model import REMEMBERED, SPENT, VARIATION, Aim, AllFallen, QueriedModel
 from sanbench.evaluation.attacks.table import ATTACKS, AttackConfig, Round, member_config
 from sanbench.evaluation.loop import Interruptible, Perturbation, Perturbed, Seen, predictions
 from sanbench.evaluation.rng import Averaged, ImageNoise, PerImageRandom, image_seed
@@ -102,22 +102,22 @@ class Attack(Perturbation):
         rounds = list(self.rounds(logits.shape[1])) if config.eps else []
         state = self.begun(images, predictions(logits) != labels) | columns
         known = Interruptible(self.keeper, state, indices)
-        start, answers = (known.where.get("round", 0), known.where.get("place", 0)), known.where.get("answers")
+        start = known.where.get("round", 0), known.where.get("rows", [0])
         self.sizes, self.told = known.where.get("sizes", self.sizes), -math.inf
         most = [at_once(victim, images, turn) for turn in rounds]
-        for number, place, rows in pools(start, most, state["left"]):
+        for number, rows in pools(start[0], start[1][0], most, state["left"]):
             turn, numbers = rounds[number], indices[rows.cpu()]
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
             queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
-            if self.keeper and not (ATTACKS[turn.attack].by_gradient or config.eot > 1 or config.max_passes):
-                queried.remember = True  # what is asked next follows from the answers
-            if (number, place) == start and answers is not None:
-                queried.answers, queried.known = [answers], answers
-            queried.told = partial(self.tell, known, rounds, number, place, rows)
+            if self.keeper and (images.device.type == "cpu" or not ATTACKS[turn.attack].by_gradient):
+                queried.room = REMEMBERED  # what is asked next follows from the answers
+            if (number, rows.tolist()) == start:  # on another device they may be in another pool
+                queried.go_on(known.where.pop("answers", {}))
+            queried.told = partial(self.tell, known, rounds, number, rows)
             queried.eot = config.eot
             if config.max_passes:
                 queried.remaining = state["remaining"][rows]
-            self.keep(known, number, place, queried)
+            self.keep(known, number, rows, queried)
             made = run_round(queried, turn, numbers)
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
@@ -157,22 +157,17 @@ class Attack(Perturbation):
         every = sum(turn.passes for turn in rounds)
         return min(every, self.config.max_passes or every)
 
-    def keep(self, known: Interruptible, number: int, place: int, queried: QueriedModel) -> None:
-        """Keep, if that is due, that the attack goes on at a round, with the images from `place` on.
-
-        In a round without gradients they have the answers to their queries so far; see `QueriedModel.answers`.
-        """
+    def keep(self, known: Interruptible, number: int, rows: Tensor, queried: QueriedModel) -> None:
+        """Keep, if that is due, that the attack goes on at a round with the images `rows` and the answers to their queries."""
         if known.is_due():
-            answers = torch.cat(queried.answers) if queried.answers else None
-            known.keep(round=number, place=place, answers=answers, sizes=self.sizes)
+            answers = {back: torch.cat(parts) for back, parts in queried.answers.items() if parts}
+            known.keep(round=number, rows=rows.tolist(), answers=answers, sizes=self.sizes)
 
-    def tell(
-        self, known: Interruptible, rounds: list[Round], number: int, place: int, rows: Tensor, queried: QueriedModel
-    ) -> None:
+    def tell(self, known: Interruptible, rounds: list[Round], number: int, rows: Tensor, queried: QueriedModel) -> None:
         """Before each pass of the network: keep what is remembered, and every TELL seconds tell `watch` how far it is with
         `rows`, its target and start, and how many images stand."""
-        if queried.remember:
-            self.keep(known, number, place, queried)
+        if queried.room > 0:
+            self.keep(known, number, rows, queried)
         if (now := time.monotonic()) - self.told < TELL:  # counting waits for the device
             return
         self.told, turn, fell = now, rounds[number], known.state["fell"]
@@ -180,8 +175,9 @@ class Attack(Perturbation):
         targets, starts = (len({getattr(other, name) for other in own}) for name in ("target", "restart"))
         words = [f"target {turn.target - 1} of {targets}"] * (targets > 1)
         words += [f"{self.again} {turn.restart + 1} of {starts}"] * (starts > 1)
-        here = min(1.0, queried.queries / turn.config.steps) * (int(rows[-1]) + 1 - place)
-        done = self.cost(rounds[:number]) + turn.passes * (place + here) / len(fell)
+        first, last = int(rows[0]), int(rows[-1])
+        here = min(1.0, queried.queries / turn.config.steps) * (last + 1 - first)
+        done = self.cost(rounds[:number]) + turn.passes * (first + here) / len(fell)
         gone = queried.left if self.config.search else queried.fallen
         standing = None if self.surrogate else int((~fell).sum() - (gone & ~fell[rows]).sum())
         self.watch(Seen(min(1.0, done / self.cost(rounds)), ", ".join([turn.attack, *words]), standing))
@@ -264,19 +260,18 @@ def controlled(indices: Tensor, control: bool = True) -> Tensor:
     return ((indices % CONTROL == 0) == control).nonzero()[:, 0]
 
 
-def pools(start: tuple[int, int], most: Sequence[int], left: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Each round on the images that have not `left` when it comes to them, `most` of them at once: its number, the place from
-    which on they are, and their rows. `start` is the first round with its place."""
-    first, place = start
+def pools(first: int, place: int, most: Sequence[int], left: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The number of each round from the `first` on, and the rows of images that have not `left` when it comes to them, `most`
+    of them at once. In the first round they begin at `place`."""
     for number in range(first, len(most)):
         while len(rows := (~left[place:]).nonzero()[: most[number], 0] + place):
-            yield number, place, rows
+            yield number, rows
             place = int(rows[-1]) + 1
         place = 0
 
 
 def at_once(model: nn.Module, images: Tensor, turn: Round) -> int:
-    """How many images make WORK in a round; all of them on a GPU, and where what was answered is remembered."""
+    """How many images make WORK in a round; all of them on a GPU, and without gradients, where what is remembered is small."""
     if images.device.type != "cpu" or not ATTACKS[turn.attack].by_gradient:
         return len(images)
     weights, pixels = sum(parameter.numel() for parameter in model.parameters()), images.shape[2] * images.shape[3]

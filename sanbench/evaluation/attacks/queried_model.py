@@ -14,6 +14,7 @@ from sanbench.evaluation.loop import predictions
 
 SPENT = ("forward_passes", "backward_passes", "dead_gradients")
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
+REMEMBERED = 2**28  # bytes of the answers to a round: of 400 queries of an image of 224 x 224 with gradients
 
 
 class AllFallen(Exception):
@@ -66,9 +67,11 @@ class QueriedModel(nn.Module):
     adversarial  the query that fell, or else a copy of the image: N x 3 x H x W
     fallen       wrong in some query inside the budget: N
     left         has done what the aim asks: N
-    answers      where it is to `remember`: of each image of each query without gradients the label's logit (NaN where a logit
-                 is not finite), the largest other and its class, n x 3. What is `known` of them from before an interruption
-                 is told again, and the network not asked: a search that looks at margins alone goes on where it was
+    answers      to the queries so far, by whether they went back, of each of their images: with a gradient its logits, how many
+                 passes were dead, and that gradient, n x (classes + 1 + pixels); without one the label's logit (NaN where a
+                 logit is not finite), the largest other and its class, n x 3
+    room         bytes that these may still take: no query is remembered after those that fill it
+    known        answers from before an interruption: they are told again, and the network is not asked
     nearest      where the nearest is kept, how far it is: N
     forward_passes, backward_passes, dead_gradients (all zero, or not finite, before its aim is reached): of each image, N
     """
@@ -88,7 +91,8 @@ class QueriedModel(nn.Module):
         self.loss: Loss
         self.sizes: list[tuple[int, bool]] = []  # rows of each pass of the network, and whether it went back too
         self.queries = 0
-        self.remember, self.answers, self.known = False, list[Tensor](), torch.empty(0, 3)
+        self.answers: dict[bool, list[Tensor]] = {False: [], True: []}
+        self.room, self.known = 0, {back: labels.new_empty(0) for back in self.answers}
         self.remaining: Tensor | None = None  # passes that each image may still have, forward and backward: N
         self.eot = 1  # passes whose gradients and logits are averaged
         self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
@@ -104,9 +108,9 @@ class QueriedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # a network's own random numbers are its own
-            return self.answer(x)
+            return self.query(x)
 
-    def answer(self, x: Tensor) -> Tensor:
+    def query(self, x: Tensor) -> Tensor:
         whole = len(x) == len(self.labels)
         self.rows(len(x))
         if not x.requires_grad and whole and torch.equal(x, self.images):
@@ -116,13 +120,9 @@ class QueriedModel(nn.Module):
             raise AllFallen
         self.queries += 1
         inner = x.detach()[alive] if whole and len(alive) < len(x) else x.detach()
-        gradients, known = [], len(self.known)
+        gradients = []
         for rows, shown, back in self.affordable(alive, inner, x.requires_grad):
-            batches = zip(shown.split(self.batch_size), rows.split(self.batch_size), strict=True)
-            answers = [self.ask(chunk, those, back) for chunk, those in batches]
-            logits, found = (torch.cat(part) for part in zip(*answers, strict=True))
-            if self.remember and not known:
-                self.answers.append(self.margins(logits, rows))
+            logits, found = self.answer(shown, rows, back)
             self.judge(rows, shown, logits)
             gradients += [(rows, found)] if back else []
         logits = self.last.clone() if whole else self.last[alive]
@@ -153,46 +153,79 @@ class QueriedModel(nn.Module):
             if places.any():
                 yield alive[places], x[places], deep
 
-    def ask(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-        """Logits of one batch, and with `back` the gradient of each image (else the images): means over `eot` passes."""
-        asked = [self.ask_once(x, rows, back) for _ in range(self.eot)]
+    def go_on(self, answers: dict[bool, Tensor]) -> None:
+        """Begin with what was answered before an interruption: the same queries follow from it."""
+        for back, values in answers.items():
+            self.known[back], self.answers[back] = values, [values]
+            self.room -= values.nbytes
+
+    def answer(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        """Logits of images that are shown as x, and with `back` the gradient of each (else x): known, or asked for by batch."""
+        passes = self.spent["forward_passes"][rows]
+        self.spent["forward_passes"][rows] += self.eot
+        self.spent["backward_passes"][rows] += self.eot * back
+        self.sizes += [(len(some), back) for some in rows.split(self.batch_size)] * self.eot
+        if self.remaining is not None:
+            self.remaining[rows] -= self.eot * (1 + back)
+        if len(self.known[back]):
+            logits, found, dead = self.recall(x, rows, back)
+        else:
+            batches = zip(*(values.split(self.batch_size) for values in (x, rows, passes)), strict=True)
+            asked = [self.ask(chunk, those, before, back) for chunk, those, before in batches]
+            logits, found, dead = (torch.cat(part) for part in zip(*asked, strict=True))
+            self.remember(logits, found, dead, rows, back)
+        self.spent["dead_gradients"][rows] += dead
+        return logits, found
+
+    def ask(self, x: Tensor, rows: Tensor, passes: Tensor, back: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of one batch and with `back` the gradients (else the images), means over `eot` passes, and in how many of
+        these the gradient was dead. Each image had so many `passes` before."""
+        asked = [self.ask_once(x, rows, passes + number, back) for number in range(self.eot)]
         if len(asked) == 1:
             return asked[0]
-        logits, gradients = (torch.stack(each).mean(0) for each in zip(*asked, strict=True))
-        return logits, gradients
+        logits, found, dead = (torch.stack(each) for each in zip(*asked, strict=True))
+        return logits.mean(0), found.mean(0), dead.sum(0)
 
-    def ask_once(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    def ask_once(self, x: Tensor, rows: Tensor, passes: Tensor, back: bool) -> tuple[Tensor, Tensor, Tensor]:
         self.told(self)
-        self.sizes.append((len(x), back))
-        passes = self.spent["forward_passes"][rows]
-        self.spent["forward_passes"][rows] += 1
-        if self.remaining is not None:
-            self.remaining[rows] -= 1 + back
         with self.noise(rows, passes), torch.set_grad_enabled(back):
             x = x.detach().requires_grad_(back)
-            logits: Tensor = self.recall(rows) if len(self.known) else self.model(x)
+            logits: Tensor = self.model(x)
             if not back:
-                return logits, x
+                return logits, x, torch.zeros_like(rows, dtype=torch.bool)
             (gradient,) = torch.autograd.grad(self.loss(logits, rows).sum(), x)
         size = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, 1)
         finite = size.isfinite()
-        self.spent["backward_passes"][rows] += 1
-        self.spent["dead_gradients"][rows] += ((size == 0) | ~finite) & ~self.done(predictions(logits), rows)
-        return logits.detach(), gradient if finite.all() else gradient.nan_to_num(0, 0, 0)
+        dead = ((size == 0) | ~finite) & ~self.done(predictions(logits), rows)
+        return logits.detach(), gradient if finite.all() else gradient.nan_to_num(0, 0, 0), dead
+
+    def remember(self, logits: Tensor, found: Tensor, dead: Tensor, rows: Tensor, back: bool) -> None:
+        """Add to `answers`, while there is `room`."""
+        if self.room > 0:
+            whole = [logits, dead[:, None].to(logits), found.flatten(1)]
+            answer = torch.cat(whole, 1).cpu() if back else self.margins(logits, rows)
+            self.answers[back].append(answer)
+            self.room -= answer.nbytes
 
     def margins(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """What `answers` keeps of the logits of a query."""
+        """What `answers` keeps of the logits of a query without gradients: of 5,000 queries all would be too many."""
         labels = self.labels[rows, None]
         other, place = logits.scatter(1, labels, -torch.inf).max(1)
         own = torch.where(logits.isfinite().all(1), logits.gather(1, labels)[:, 0], torch.nan)
         return torch.stack([own, other, place.to(own)], 1).cpu()
 
-    def recall(self, rows: Tensor) -> Tensor:
-        """Logits of the next images of what is `known`; classes that were neither the label nor the largest lie below."""
-        own, other, place = self.known[: len(rows), :, None].to(self.clean).unbind(1)
-        self.known = self.known[len(rows) :]
-        below = other.nextafter(other.new_tensor(-torch.inf)).repeat(1, self.clean.shape[1])
-        return below.scatter(1, place.long(), other).scatter(1, self.labels[rows, None], own)
+    def recall(self, x: Tensor, rows: Tensor, back: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What `ask` gave, of the next images of what is `known`. Without a gradient, classes that were neither the label nor
+        the largest lie below."""
+        self.told(self)
+        known, classes = self.known[back][: len(rows)].to(self.clean), self.clean.shape[1]
+        self.known[back] = self.known[back][len(rows) :]
+        if back:
+            logits, dead, gradient = known.split([classes, 1, known.shape[1] - classes - 1], 1)
+            return logits, gradient.view(x.shape), dead[:, 0].long()
+        own, other, place = known[:, :, None].unbind(1)
+        below = other.nextafter(other.new_tensor(-torch.inf)).repeat(1, classes)
+        return below.scatter(1, place.long(), other).scatter(1, self.labels[rows, None], own), x, torch.zeros_like(rows)
 
     def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
         """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image
