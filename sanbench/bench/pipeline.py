@@ -31,7 +31,7 @@ from sanbench.store.schema import Benchmark, ModelSpec
 
 STUB = "stub"
 CASES = ("accuracy", "rotation by 30°", "corruption fog 3", "pgd, 2 steps")
-EARLY = 0.1  # of the images: resident memory then is compared with that at the end
+TENTH = 0.1  # of the images: the most memory while the first are measured is compared with that of the last
 
 
 class Stub(nn.Module):
@@ -60,8 +60,9 @@ def time_pipeline(
     """Each case of CASES on `images` of the ImageNet in `root`, by each number of reading processes, in a process of its own.
 
     `network` is "stub", a run, a checkpoint or a model with fresh weights. figures: images a second, the share of the time
-    spent waiting for images, and resident memory in bytes after a tenth of the images and after all. Raises InputError for
-    an unknown network and for images that are missing.
+    spent waiting for images, and the most resident memory in bytes that was seen in the first and in the last tenth of the
+    images: from one moment to the next it differs by a batch. Raises InputError for an unknown network and for images that
+    are missing.
     """
     evaluated = load(network, runs)
     load_dataset("imagenet", "test", ReadOptions(root))
@@ -88,11 +89,12 @@ def run_case(network: str, runs: Path, root: Path, images: int, case: str, worke
     keep_memory()
     device, evaluated = torch.device(device_name), load(network, runs)
     evaluated.model.to(device)
-    resident: list[int] = []
+    seen = {"early": 0, "late": 0}
 
     def watch(now: Progress) -> None:
-        if not resident and now.done >= EARLY * now.total:
-            resident.append(resident_memory())
+        for name, here in (("early", now.done <= TENTH * now.total), ("late", now.done >= (1 - TENTH) * now.total)):
+            if here:
+                seen[name] = max(seen[name], resident_memory())
 
     with TemporaryDirectory() as folder:
         options = EvaluationOptions(limit=images, workers=workers)
@@ -100,8 +102,7 @@ def run_case(network: str, runs: Path, root: Path, images: int, case: str, worke
         started = time.perf_counter()
         (record,) = evaluate(evaluated, photographs, perturbations(case, evaluated), Store(folder), device, options, watch)
         seconds = time.perf_counter() - started
-    late = resident_memory()
-    return Outcome(seconds, record.waited or 0.0, resident[0] if resident else late, late)
+    return Outcome(seconds, record.waited or 0.0, **seen)
 
 
 def perturbations(case: str, evaluated: EvaluatedModel) -> list[Perturbation]:
