@@ -20,7 +20,9 @@ from sanbench.runs.evaluated import EvaluatedModel
 from sanbench.runs.run import Run
 from sanbench.training.loop import train
 from tests.support.class_folders import make_class_folders
+from tests.support.commands import sanbench
 from tests.support.quick_measurements import FEW
+from tests.support.small_study import places, write
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +108,14 @@ def small(tmp_path) -> Path:
     from tests.support.photographs import place, wnid  # by foolbox, which is asked for only where photographs are
 
     return place(tmp_path / "small", name=wnid, side=64)
+
+
+@pytest.fixture(scope="session")
+def done(folder, tmp_path_factory) -> Path:
+    """A folder with small.toml, run by one worker to its end."""
+    root = tmp_path_factory.mktemp("study")
+    write(root, folder)
+    outcome = sanbench("study", "run", root / "small.toml", *places(root), columns=200)
+    assert outcome.exit_code == 0, outcome.output
+    (root / "output.txt").write_text(outcome.output)
+    return root

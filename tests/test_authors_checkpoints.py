@@ -2,6 +2,7 @@
 
 import collections
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.support.photographs import photograph_batch
 SAN10 = (2, 1, 2, 4, 1)
 
 
+@cache  # ten million numbers, which no test changes
 def random_weights(kind, classes):
     """A released state dict with numbers as unlike fresh ones as trained ones are."""
     generator = torch.Generator().manual_seed(3)

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from sanbench.evaluation import evaluate as evaluation
 from sanbench.store import claims as module
 from sanbench.store.claims import Claims, this_process
 from sanbench.store.files import Store
+from tests.support.commands import sanbench
 from tests.support.processes import ENVIRONMENT, ROOT
 
 
@@ -107,17 +110,22 @@ def test_four_processes_two_of_them_killed_leave_the_rows_of_one_once(runs, alon
 
 
 IN_SMALL_PARTS = "import sys; from sanbench.evaluation import evaluate; evaluate.PART = 3; from sanbench_cli.main import app\n"
-ONE_AFTER_THE_OTHER = "import json\nfor words in json.loads(sys.argv[1]): app([*words, *sys.argv[2:]], standalone_mode=False)"
 SINGLE_THREAD = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
 def alone(runs, tmp_path_factory) -> Store:
-    """What one process measures by the same commands."""
-    folder = tmp_path_factory.mktemp("alone")
-    commands = json.dumps(COMMANDS)
-    command = [sys.executable, "-c", IN_SMALL_PARTS + ONE_AFTER_THE_OTHER, commands, "san10", "--runs", str(runs)]
-    subprocess.run([*command, "--results", str(folder)], env=SINGLE_THREAD, cwd=ROOT, check=True, capture_output=True)
+    """What one process measures by the same commands, on one thread as those."""
+    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "PART", 3)
+            for words in COMMANDS:
+                outcome = sanbench(*words, "san10", "--runs", runs, "--results", folder)
+                assert outcome.exit_code == 0, outcome.output
+    finally:
+        torch.set_num_threads(threads)
     return Store(folder)
 
 

@@ -1,10 +1,8 @@
 """Processes that train together: gloo on this machine, started by torch's elastic launcher."""
 
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,8 +14,9 @@ from sanbench.training.distributed import ProcessGroup
 from sanbench.training.loop import SINGLE
 from sanbench.training.state import TrainState
 from tests.support import processes
+from tests.support.commands import sanbench
 from tests.support.narrow_networks import narrow
-from tests.support.one_training_step import MODELS
+from tests.support.one_training_step import MODELS, learnt
 from tests.support.processes import SANBENCH, started
 
 ENVIRONMENT = processes.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}  # two processes are not to fight for one machine
@@ -60,12 +59,16 @@ def parted(root, one, other):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """What one step taught each network: by one process, by two, and by two of which each normalises by its own images."""
-    root = tmp_path_factory.mktemp("steps")
+    path = tmp_path_factory.mktemp("steps") / "learnt"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher, sync_bn in (("one", [], "true"), ("two", torchrun, "true"), ("apart", torchrun, "false")):
-        step = ran([sys.executable, *launcher, "-m", "tests.support.one_training_step", sync_bn, str(root / name)])
-        assert step.returncode == 0, step.stderr
-    return {name: torch.load(root / name) for name in ("one", "two", "apart")}
+    step = ran([sys.executable, *torchrun, "-m", "tests.support.one_training_step", str(path)])
+    assert step.returncode == 0, step.stderr
+    torch.set_default_dtype(torch.float64)
+    try:
+        one = learnt(SINGLE, torch.device("cpu"), True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return dict(zip(("one", "two", "apart"), (one, *torch.load(path)), strict=True))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -82,19 +85,19 @@ PLAIN = ["--set", "optimizer=sgd", "--set", "weight_decay=0.0001", "--lr", "0.00
 @pytest.mark.parametrize("model", ["san10_pairwise", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
 def test_nproc_trains_one_network_and_speaks_once(model, folder, tmp_path):
     """The command, in float32. Seen: 2e-4 of what was learnt, and 0.12 or more where each process has its own moments."""
-    outcomes = {}
-    for name, more in (("one", []), ("two", ["--nproc", "2"])):
-        outcomes[name] = ran([*SANBENCH, *training(model, folder, tmp_path, name, *PLAIN, *more)])
-        assert outcomes[name].returncode == 0, outcomes[name].stderr
+    alone = sanbench(*training(model, folder, tmp_path, "one", *PLAIN))
+    assert alone.exit_code == 0, alone.output
+    both = ran([*SANBENCH, *training(model, folder, tmp_path, "two", *PLAIN, "--nproc", "2")])
+    assert both.returncode == 0, both.stderr
     one, two = (Run(tmp_path / name).epochs()[0] for name in ("one", "two"))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     assert one["validation_images"] == two["validation_images"] == 18  # each once
-    assert len(outcomes["two"].stdout.splitlines()) == len(outcomes["one"].stdout.splitlines())  # one process speaks
+    assert len(both.stdout.splitlines()) == len(alone.stdout.splitlines())  # one process speaks
     assert parted(tmp_path, "one", "two") < 1e-3
 
 
-def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
-    """torchrun's lines of docs/slurm.md, with two agents of one process each; then a resume under one process."""
+def test_two_nodes_train_as_one(folder, tmp_path):
+    """torchrun's lines of docs/slurm.md, with two agents of one process each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,32 +108,9 @@ def test_two_nodes_meet_and_go_on_as_one(folder, tmp_path):
         outputs = [node.communicate(timeout=300) for node in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert sum("Next:" in stdout for stdout, _ in outputs) == 1
-    one = ran([*SANBENCH, *training("resnet26", folder, tmp_path, "one")])
-    assert one.returncode == 0, one.stderr
+    one = sanbench(*training("resnet26", folder, tmp_path, "one"))
+    assert one.exit_code == 0, one.output
     assert parted(tmp_path, "one", "nodes") < 0.03  # where a gradient is rounding alone, AdamW's step goes either way
-
-
-def test_a_signal_to_the_launcher_saves_and_another_number_of_processes_goes_on(folder, tmp_path):
-    command = [*SANBENCH, *training("resnet26", folder, tmp_path, "run", "--resume", "auto", "--epochs", "40")]
-    run = Run(tmp_path / "run")
-    with started([*command, "--nproc", "2"], stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
-        while not run.epochs():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
-    assert "SIGTERM stopped the run" in stderr
-    assert run.resume.is_file()
-    assert run.state() == "interrupted"
-    with started(command, env=ENVIRONMENT) as process:
-        assert "processes 2 -> 1" in process.stdout.readline()
-        while run.lines()[-1].get("processes") != 1:  # before that nobody waits for signals
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
-    assert process.returncode == 75
 
 
 def test_a_batch_that_does_not_divide_names_the_numbers_that_do():

@@ -39,7 +39,7 @@ def test_a_checkpoint_does_not_fit(disk):
 
 def training(folder, runs, *run):
     command = ["train", "resnet26", "--data", f"folder:{folder}", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
-    return [*command, "--workers", "0", *(run or ("--run", "run")), "--runs", str(runs)]
+    return [*command, "--set", "width=0.25", "--workers", "0", *(run or ("--run", "run")), "--runs", str(runs)]
 
 
 def test_a_training_on_a_full_and_on_a_read_only_disk_is_one_sentence(disk, folder):

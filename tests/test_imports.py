@@ -1,8 +1,6 @@
 """The rooms of the library and the direction of their imports: a room imports from those before it on the list."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,11 +137,3 @@ def writes(source: str) -> bool:
 def test_only_the_store_writes_results():
     assert {relative(path) for path in FILES if writes(path.read_text())} == set(WRITING)
     assert "to_csv(index=False)" in (ROOT / "sanbench/report/__init__.py").read_text()  # a text, not a file
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["attack", "--help"], ["--version"]])
-def test_help_does_not_wait_for_torch(arguments):
-    code = "import sys\nfrom sanbench_cli.main import app\n"
-    code += f"try: app({arguments!r})\nexcept SystemExit: pass\n"
-    code += "assert not {'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules), sorted(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)

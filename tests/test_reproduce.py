@@ -19,10 +19,11 @@ SMALL = """version = 1
 title = "small"
 
 [set.san]
-width = 0.5
+width = 0.25
 epochs = 1
 
 [set.resnet]
+width = 0.25
 epochs = 1
 
 [networks.resnet26]

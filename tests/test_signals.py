@@ -47,8 +47,12 @@ def test_a_signal_before_anything_is_trained_ends_with_75(command, tmp_path, aft
     assert len(lines) == 1 and lines[0].startswith("Error: SIGTERM "), lines
 
 
+def starts(run):
+    return [line for line in run.lines() if "started" in line]
+
+
 @pytest.mark.parametrize("nproc", [pytest.param("1", marks=pytest.mark.slow), "2"])
-def test_a_second_signal_changes_nothing(command, tmp_path, nproc):
+def test_a_second_signal_changes_nothing_and_one_process_goes_on(command, tmp_path, nproc):
     """The second and third come while the state is saved and the interpreter ends."""
     run = Run(tmp_path / "run")
     with started([*command, "--nproc", nproc], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
@@ -62,6 +66,15 @@ def test_a_second_signal_changes_nothing(command, tmp_path, nproc):
     assert len(lines) == 1 and "SIGTERM stopped the run" in lines[0], lines
     assert run.resume.is_file() and run.state() == "interrupted"
     assert not list(run.folder.glob(".*"))
+    with started(command, env=ENVIRONMENT) as process:
+        assert ("processes 2 -> 1" in process.stdout.readline()) == (nproc == "2")
+        while len(starts(run)) == 1:  # before that nobody waits for signals
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        code, lines = ended(process)
+    assert code == 75, lines
+    assert [line["processes"] for line in starts(run)] == [int(nproc), 1]
 
 
 def ranks_of(parent):

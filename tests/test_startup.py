@@ -18,6 +18,7 @@ from tests.test_wrong_options import commands
 ROOT = Path(__file__).parent.parent
 ANSWERED = {  # what a line of the answer holds
     "--version": "sanbench",
+    "--help": "Usage: root",
     "models": "san19_scalar",
     "runs --runs {runs}": "san10",
     "results check --results {results}": "3 records agree with their rows",

@@ -12,10 +12,8 @@ import pytest
 from sanbench.studies.job import Job
 from tests.support.commands import sanbench
 from tests.support.processes import ROOT
-from tests.support.small_study import TEXT, write
-from tests.test_studies_run import assert_same, done, places, rows
-
-__all__ = ["done"]  # a fixture
+from tests.support.small_study import TEXT, places, write
+from tests.test_studies_run import assert_same, rows
 
 needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
 

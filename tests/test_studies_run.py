@@ -28,24 +28,9 @@ from sanbench.studies.tables import tables
 from sanbench.studies.worker import Worker
 from tests.support.commands import sanbench, snapshot
 from tests.support.processes import ENVIRONMENT, SANBENCH, started
-from tests.support.small_study import MEASURED, RUNS, TEXT, write
+from tests.support.small_study import MEASURED, RUNS, TEXT, places, write
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def done(folder, tmp_path_factory) -> Path:
-    """A folder with small.toml, run by one worker to its end."""
-    root = tmp_path_factory.mktemp("study")
-    write(root, folder)
-    outcome = sanbench("study", "run", root / "small.toml", *places(root), columns=200)
-    assert outcome.exit_code == 0, outcome.output
-    (root / "output.txt").write_text(outcome.output)
-    return root
-
-
-def places(root: Path) -> list[object]:
-    return ["--runs", root / "runs", "--results", root / "results"]
 
 
 def rows(root: Path) -> dict[tuple[str, str, str], pd.DataFrame]:

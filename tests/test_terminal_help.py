@@ -1,8 +1,5 @@
 """Every command's help at 80 columns: whole names, a text and a default for each option, and what tables list."""
 
-import subprocess
-import sys
-
 import pytest
 
 from sanbench.evaluation.corruptions import CORRUPTIONS
@@ -10,7 +7,6 @@ from sanbench.models.families import FAMILIES
 from sanbench.runs.config import Recipe
 from sanbench_cli.help import GROUPS, fields, keys
 from tests.support.commands import sanbench
-from tests.support.processes import ENVIRONMENT
 from tests.test_wrong_options import commands
 
 EVERY = [(words, command) for words, command in commands()]
@@ -70,10 +66,3 @@ def test_lists_are_those_of_the_tables():
     assert ", ".join(Recipe.model_fields) in train
     for family in FAMILIES.values():
         assert ", ".join(family.config.model_fields) in train
-
-
-def test_help_imports_no_torch():
-    code = "import sys\nfrom sanbench_cli.main import app\napp(sys.argv[1:], standalone_mode=False)\n"
-    code += "assert 'torch' not in sys.modules"
-    for words in ("train", "corrupt"):
-        subprocess.run([sys.executable, "-c", code, words, "--help"], check=True, capture_output=True, env=ENVIRONMENT)

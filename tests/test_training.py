@@ -88,7 +88,7 @@ def test_a_run_holds_what_it_says(san_run, folder):
 
 def test_training_learns_and_the_same_seed_repeats_it(folder, resnet_run, tmp_path):
     first = resnet_run.epochs()
-    longer = {"epochs": 10, "batch_size": 8, "lr": 0.001, "optimizer": "adamw"}
+    longer = {"epochs": 10, "batch_size": 8, "lr": 0.001, "optimizer": "adamw", "width": 0.5}
     learnt = train(configure("resnet26", f"folder:{folder}", changes=longer, image_size=32), tmp_path / "longer", CPU).epochs()
     assert max(line["validation_top1"] for line in learnt) >= 0.7  # of three classes
     again = train(resnet_run.config(), tmp_path / "again", CPU)
@@ -116,7 +116,8 @@ def test_a_run_is_not_trained_over(resnet_run):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
-    config = configure("resnet26", f"folder:{folder}", changes={"lr": 1e30, "epochs": 3, "warmup_epochs": 0}, image_size=32)
+    changes = {"lr": 1e30, "epochs": 3, "warmup_epochs": 0, "width": 0.25}
+    config = configure("resnet26", f"folder:{folder}", changes=changes, image_size=32)
     with pytest.raises(SanbenchError, match=r"not finite at epoch \d, step"):
         train(config, tmp_path / "run", CPU)
     assert not Run(tmp_path / "run").is_finished()

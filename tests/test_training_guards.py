@@ -14,7 +14,7 @@ from sanbench.training.loop import train
 from tests.support.commands import sanbench
 
 CPU = torch.device("cpu")
-CHANGES = {"epochs": 2, "batch_size": 8, "lr": 0.01}
+CHANGES = {"epochs": 2, "batch_size": 8, "lr": 0.01, "width": 0.25}
 
 
 @pytest.fixture

@@ -58,3 +58,7 @@ def write(folder: Path, data: Path, text: str = TEXT) -> Path:
     path = folder / "small.toml"
     path.write_text(text.format(folder=data))
     return path
+
+
+def places(root: Path) -> list[object]:
+    return ["--runs", root / "runs", "--results", root / "results"]
