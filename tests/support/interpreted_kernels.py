@@ -81,8 +81,8 @@ STREAMED = [
     (16, 128, 5, 2),
 ]  # float32 reads weights in blocks: more than 64 of phi or hidden
 BF16, FP16 = torch.bfloat16, torch.float16
-# The interpreter takes its time by program, neighbour and block, hardly by pixel: a map has two tiles a side at most, the last
-# of them not full, and a wider footprint than 3 is where it reaches to the far end of the map or beyond it.
+# The interpreter takes its time by program, neighbour and block, hardly by pixel: a map has the fewest tiles of which the last
+# is not full, and a wider footprint than 3 is where it reaches to the far end of the map or beyond it.
 CASES = {
     "pairwise": [
         *(Case((1, 3, 4), stage, footprint, style="slices") for stage, footprint in zip(STAGES, (3, 5, 3, 3, 3))),
