@@ -59,6 +59,7 @@ FOUND = {
     "sampled": (lambda x, y: y + torch.rand_like(y), ("random",)),
     "by the batch": (lambda x, y: y - y.mean(0), ("depends-on-batch",)),
     "some NaN": (lambda x, y: y / torch.tensor([1.0, 1.0, 0.0]), ("non-finite-logits",)),
+    "NaN of noise": (lambda x, y: y / (x.std((2, 3)).amax(1) < 1e-3)[:, None], ("non-finite-logits",)),
     "both": (lambda x, y: (y * torch.rand(())).detach(), ("no-gradient", "random")),
 }
 

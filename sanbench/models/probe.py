@@ -15,8 +15,9 @@ SAME = 1e-3  # of the largest logit: far above what sums in another order differ
 def probe(model: Classifier, name: str, side: int) -> tuple[str, ...]:
     """Names of FINDINGS that two images of random pixels, 3 x side x side in [0, 1], show of a network on the CPU.
 
-    Raises InputError, which begins with `name`, where the network raises, where all its logits are NaN or infinite, and where
-    it does not give float32 logits, a row an image and a column a class.
+    Raises InputError, which begins with `name`, where the network raises, where all its logits are NaN or infinite, of a grey
+    image too (noise makes maps of a patchwise SAN overflow that has photographs right: nothing bounds its weights), and where it
+    does not give float32 logits, a row an image and a column a class.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, side, side, generator=generator)
@@ -25,11 +26,11 @@ def probe(model: Classifier, name: str, side: int) -> tuple[str, ...]:
     with torch.random.fork_rng(devices=[]):  # a network's own random numbers change nobody else's
         with torch.no_grad():
             logits = checked(lambda: model(images), model.spec.num_classes, name, side)
-            again, alone = model(images), model(images[:1])
+            again, alone, grey = model(images), model(images[:1]), model(torch.full_like(images, 0.5))
         if not gradient_reaches(model, images, directions):
             findings.append("no-gradient")
-    if not logits.isfinite().any():
-        raise InputError(f"{name} is not accepted: its logits of random pixels are all NaN or infinite.")
+    if not (logits.isfinite() | grey.isfinite()).any():
+        raise InputError(f"{name} is not accepted: its logits of random pixels and of grey are all NaN or infinite.")
     if not logits.isfinite().all():
         return (*findings, "non-finite-logits")
     if not same(logits, again):
