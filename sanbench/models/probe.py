@@ -16,8 +16,8 @@ def probe(model: Classifier, name: str, side: int) -> tuple[str, ...]:
     """Names of FINDINGS that two images of random pixels, 3 x side x side in [0, 1], show of a network on the CPU.
 
     Raises InputError, which begins with `name`, where the network raises, where all its logits are NaN or infinite, of a grey
-    image too (noise makes maps of a patchwise SAN overflow that has photographs right: nothing bounds its weights), and where it
-    does not give float32 logits, a row an image and a column a class.
+    image too (noise makes maps of a patchwise SAN overflow that has photographs right: nothing bounds its weights), and where
+    it does not give float32 logits, a row an image and a column a class.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, side, side, generator=generator)
