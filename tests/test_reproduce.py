@@ -61,7 +61,7 @@ def small_studies(monkeypatch, tmp_path):
 
 
 def test_reproduce_trains_measures_reports_and_repeats_nothing(small_studies, tmp_path):
-    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    places = ["--runs", tmp_path / "runs", "--results", tmp_path / "results", "--workers", 1]  # others know no small study
     first = sanbench("reproduce", *places)
     assert first.exit_code == 0, first.output
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [f"quick-{name}" for name in sorted(NETWORKS)]
