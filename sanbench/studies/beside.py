@@ -21,7 +21,7 @@ def workers_beside(number: int, words: Sequence[str], cpus: int) -> Iterator[Non
     unless OMP_NUM_THREADS says how many each has.
 
     They are ordinary workers: what fails in one is kept in the store, where this process finds it; what one holds that dies is
-    free. At the end, also by an exception, they are told to save and end.
+    free. At the end, also by an exception, they are told to save and end; killed by SIGKILL, this process leaves them at work.
     """
     if not number:
         yield
