@@ -7,7 +7,7 @@ import platform
 
 from setuptools import Extension, setup
 
-SOURCES = ("pairwise", "patchwise", "normalise", "pool", "linear", "moments", "features")
+SOURCES = ("pairwise", "patchwise", "normalise", "pool", "linear", "moments")
 FLAGS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma"]

@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 from sanbench.ops.cpu.fused import compiled, is_dense, is_float32
 from sanbench.ops.cpu.kernels import COMPILED, kernel, run_backward, run_forward, served_by
 from sanbench.ops.dispatch import LARGEST_FOOTPRINT, RELATION
-from sanbench.ops.operator import memory_format
 
 PROJECTIONS = ("query", "key", "value")
 NORMS = ("before", "first_norm", "second_norm", "after")
@@ -54,7 +53,6 @@ def block_in_one_step(
         and is_float32(x, *floats, *running)
         and all(tensor.is_contiguous() for tensor in (*(p for p in parameters if p is not None), *running))  # read by address
         and is_dense(x)
-        and (memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1))
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
     )

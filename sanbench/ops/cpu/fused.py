@@ -53,8 +53,9 @@ def is_float32(*tensors: Tensor) -> bool:
 
 
 def is_dense(*maps: Tensor) -> bool:
-    """Whether these are maps with pixels, each without gaps in its own layout."""
-    return all(x.dim() == 4 and x.numel() > 0 and x.is_contiguous(memory_format=memory_format(x)) for x in maps)
+    """Whether these are maps with pixels, each a matrix pixels x channels without gaps: channels last."""
+    layout = torch.channels_last
+    return all(x.dim() == 4 and x.numel() > 0 and x.stride(1) == 1 and x.is_contiguous(memory_format=layout) for x in maps)
 
 
 def per_channel(channels: int, *vectors: Tensor) -> bool:
@@ -65,7 +66,7 @@ def like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
-# Batch normalisation, in either layout
+# Batch normalisation
 
 
 def serves_relu(x: Tensor, scale: Tensor, shift: Tensor) -> bool:
@@ -85,11 +86,8 @@ def serves_moments_backward(grad: Tensor, x: Tensor, moments: Tensor, shared: bo
 
 
 def of_normalise(x: Tensor) -> dict[str, int]:
-    """A dense map as outer x channels x inner."""
     images, channels, height, width = x.shape
-    is_last = memory_format(x) == torch.channels_last
-    outer, inner = (images * height * width, 1) if is_last else (images, height * width)
-    return {"images": images, "outer": outer, "channels": channels, "inner": inner}
+    return {"images": images, "pixels": images * height * width, "channels": channels}
 
 
 def relu(x: Tensor, scale: Tensor, shift: Tensor) -> Prepared:
@@ -141,14 +139,13 @@ under("channel_moments", Normalise, serves_moments, moments)
 under("channel_moments_backward", Normalise, serves_moments_backward, moments_backward)
 
 
-# Pooling, channels last; gradients of the weight and of what goes with it are left to the specification
+# Pooling; gradients of the weight and of what goes with it are left to the specification
 
 
 def serves_pool(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None) -> bool:
     channels, inputs = (x.shape[1], x.shape[1]) if weight is None else weight.shape
     return (
         is_dense(x)
-        and memory_format(x) == torch.channels_last
         and min(x.shape[2:]) >= SIDE
         and inputs == x.shape[1]
         and (weight is None or (inputs <= MOST_INPUTS and is_float32(weight) and weight.is_contiguous()))
@@ -186,7 +183,7 @@ under("normalised_pool", Pool, serves_pool, pool)
 under("normalised_pool_backward", Pool, serves_pool_backward, pool_backward)
 
 
-# The linear, channels last and of few parts; gradients of weights are the specification's, but in a block in one step
+# The linear, of few parts; gradients of weights are the specification's, but in a block in one step
 
 
 def serves_product(maps: list[Tensor], scale: Tensor, shift: Tensor, weights: list[Tensor], biases: list[Tensor]) -> bool:
@@ -195,7 +192,6 @@ def serves_product(maps: list[Tensor], scale: Tensor, shift: Tensor, weights: li
     return (
         1 <= len(weights) <= MOST_PARTS
         and is_dense(*maps)
-        and all(memory_format(x) == torch.channels_last or x.shape[2:] == (1, 1) for x in maps)
         and per_channel(channels, scale, shift)
         and all(weight.shape == (len(weight), channels) for weight in weights)
         and [len(bias) for bias in biases] == [len(weight) for weight in weights][: len(biases)]

@@ -22,7 +22,7 @@ from sanbench.ops.cpu.structures import Attention, StridedMap, check_layouts
 from sanbench.ops.dispatch import OPERATORS, UNFUSED, Backend, floating, takes
 from sanbench.ops.operator import memory_format
 
-COMPILED = {"avx512": ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx2": ("avx2", "fma"), "portable": ()}
+COMPILED = {"avx512": ("AVX512",), "avx2": ("AVX512", "AVX2"), "portable": ()}  # what torch may call a CPU that runs them
 KERNELS = (*COMPILED, *UNFUSED)
 FOLDER = Path(__file__).parent  # of the builds
 
@@ -38,22 +38,11 @@ def build(name: str) -> Any:
     files = sorted(FOLDER.glob(f"kernels_{name}.*"))
     if not files:
         return "it was not compiled when sanbench was installed"
-    missing = [feature for feature in COMPILED[name] if feature not in cpu_features()]
-    if missing:
-        return f"this CPU lacks {', '.join(missing)}"
+    if COMPILED[name] and (found := torch.backends.cpu.get_cpu_capability()) not in COMPILED[name]:
+        return f"torch tells {found} of this CPU"
     library = ctypes.CDLL(str(files[0]))
     check_layouts(library, files[0].name)
     return library
-
-
-@cache
-def cpu_features() -> frozenset[str]:
-    """Instruction sets of this machine, as far as the builds ask for them."""
-    library = next(iter(sorted(FOLDER.glob("kernels_portable.*"))), None)
-    if library is None:
-        return frozenset()
-    has = ctypes.CDLL(str(library)).cpu_has
-    return frozenset(f for needed in COMPILED.values() for f in needed if has(f.encode()))
 
 
 def available() -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-// Moments of each channel, what a batch makes of them, relu(scale x + shift), and their backwards over a dense map, as outer x
-// channels x inner: channels-last maps have inner 1.
+// Moments of each channel, what a batch makes of them, relu(scale x + shift), and their backwards over a dense channels-last map, which
+// is a matrix pixels x channels.
 #include <cmath>
 
 #include "tile.h"
 
 struct Normalise {
-    int64_t images, outer, channels, inner;
+    int64_t images, pixels, channels;  // pixels of all images
     int threads;
     const float *x, *scale, *shift, *grad;
     const float *moments, *grad_moments;            // images x 2 x channels; the backward of moments adds `grad`, if it is there
@@ -27,93 +27,31 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 15;  // elements a task works on at least, whatever the number of threads
 
-template <bool ALONG>  // whether a vector holds LANES channels, else it holds LANES values of one
-struct Place {         // of a vector in the map
+struct Place {  // of a vector of channels in the map
     int64_t task, part, at, channel, size;  // its first element and channel, how many of its elements are there
     V map(const float* values) const { return ::part(values + at, size); }
-    V channels(const float* values) const { return ALONG ? ::part(values + channel, size) : all(values[channel]); }
+    V channels(const float* values) const { return ::part(values + channel, size); }
 };
 
-template <bool ALONG>
-struct Chunks {  // of a map's rows, each a task and within one of `parts` equal parts
+struct Chunks {  // of a map's pixels, each a task and within one of `parts` equal parts
     const Normalise& n;
-    const int64_t outer, rows, count;  // rows of a part and of a chunk, chunks of a part
+    const int64_t pixels, rows, count;  // pixels of a part and of a chunk, chunks of a part
     const int tasks;
 
     Chunks(const Normalise& n, int64_t parts)
-        : n(n), outer(n.outer / parts), rows(std::max<int64_t>({1, CHUNK / (n.channels * n.inner), outer / 64})),
-          count((outer + rows - 1) / rows), tasks((int)(parts * count)) {}
+        : n(n), pixels(n.pixels / parts), rows(std::max<int64_t>({1, CHUNK / n.channels, pixels / 64})),
+          count((pixels + rows - 1) / rows), tasks((int)(parts * count)) {}
 
     template <class F>
     void each(F&& f) const {
         each_task(tasks, n.threads, [&](int task, int) {
-            const int64_t part = task / count, first = part * outer + task % count * rows;
-            for (int64_t o = first; o < std::min(first + rows, (part + 1) * outer); ++o)
-                for (int64_t c = 0; c < n.channels; c += ALONG ? LANES : 1) {
-                    const int64_t at = (o * n.channels + c) * n.inner, size = ALONG ? n.channels - c : n.inner;
-                    for (int64_t i = 0; i < (ALONG ? 1 : n.inner); i += LANES)
-                        f(Place<ALONG>{task, part, at + i, c, std::min<int64_t>(LANES, size - i)});
-                }
+            const int64_t part = task / count, first = part * pixels + task % count * rows;
+            for (int64_t p = first; p < std::min(first + rows, (part + 1) * pixels); ++p)
+                for (int64_t c = 0; c < n.channels; c += LANES)
+                    f(Place{task, part, p * n.channels + c, c, std::min<int64_t>(LANES, n.channels - c)});
         });
     }
 };
-
-template <bool ALONG>
-void forward(const Normalise& n) {
-    Chunks<ALONG>(n, 1).each([&](auto v) { put(n.out + v.at, relu(v.channels(n.scale) * v.map(n.x) + v.channels(n.shift)), v.size); });
-}
-
-template <bool ALONG>
-void backward(const Normalise& n) {
-    const Chunks<ALONG> chunks(n, 1);
-    const Totals<ALONG> totals(n.grad_scale ? chunks.tasks : 0, n.channels);
-    chunks.each([&](auto v) {
-        const V scale = v.channels(n.scale), shift = v.channels(n.shift), x = v.map(n.x);
-        V grad = v.map(n.grad);
-        grad = scale * x + shift > 0 ? grad : V{};
-        put(n.grad_x + v.at, grad * scale, v.size);
-        if (!n.grad_scale) return;
-        V* total = totals.at(v.task, v.channel);
-        total[0] += grad * x, total[totals.vectors] += grad;
-    });
-    for (int64_t c = 0; n.grad_scale && c < n.channels; ++c) {
-        const auto [scale, shift] = totals.of(0, chunks.tasks, c);
-        n.grad_scale[c] = (float)scale, n.grad_shift[c] = (float)shift;
-    }
-}
-
-template <bool ALONG>
-void moments(const Normalise& n) {  // about each image's first pixel; single precision within a chunk, double beyond
-    const Chunks<ALONG> chunks(n, n.images);
-    const Totals<ALONG> totals(chunks.tasks, n.channels);
-    const int64_t image_size = chunks.outer * n.channels * n.inner;
-    chunks.each([&](auto v) {
-        const float* origin = n.x + v.part * image_size;
-        V off = v.map(n.x) - (ALONG ? part(origin + v.channel, v.size) : all(origin[v.channel * n.inner]));
-        for (int64_t l = v.size; !ALONG && l < LANES; ++l) off[l] = 0;
-        V* total = totals.at(v.task, v.channel);
-        total[0] += off, total[totals.vectors] += off * off;
-    });
-    const double count = (double)(chunks.outer * n.inner);
-    for (int64_t image = 0; image < n.images; ++image)
-        for (int64_t c = 0; c < n.channels; ++c) {
-            const auto [sum, square] = totals.of(image * chunks.count, chunks.count, c);
-            float* to = n.out + image * 2 * n.channels + c;
-            to[0] = (float)(n.x[image * image_size + c * n.inner] + sum / count);
-            const double variance = square / count - sum / count * (sum / count);
-            to[n.channels] = (float)(variance < 0 ? 0 : variance);
-        }
-}
-
-template <bool ALONG>
-void moments_backward(const Normalise& n) {  // (g_mean + 2 g_variance (x - mean)) / count
-    const float over = 1.f / (float)(n.outer / n.images * n.inner);
-    Chunks<ALONG>(n, n.images).each([&](auto v) {
-        const float *mean = n.moments + v.part * 2 * n.channels, *grad = n.grad_moments + v.part * 2 * n.channels;
-        const V slope = v.channels(grad + n.channels) * (2 * over), before = n.grad ? v.map(n.grad) : V{};
-        put(n.grad_x + v.at, before + v.channels(grad) * over + slope * (v.map(n.x) - v.channels(mean)), v.size);
-    });
-}
 
 struct Merged {  // mean and biased variance of the batch, by channel
     std::vector<double> mean, variance;
@@ -162,7 +100,50 @@ extern "C" void batch_normalisation_backward(const Batch* b) {
         }
 }
 
-extern "C" void normalised_relu(const Normalise* n) { n->inner == 1 ? forward<true>(*n) : forward<false>(*n); }
-extern "C" void normalised_relu_backward(const Normalise* n) { n->inner == 1 ? backward<true>(*n) : backward<false>(*n); }
-extern "C" void channel_moments(const Normalise* n) { n->inner == 1 ? moments<true>(*n) : moments<false>(*n); }
-extern "C" void channel_moments_backward(const Normalise* n) { n->inner == 1 ? moments_backward<true>(*n) : moments_backward<false>(*n); }
+extern "C" void normalised_relu(const Normalise* n) {
+    Chunks(*n, 1).each([&](auto v) { put(n->out + v.at, relu(v.channels(n->scale) * v.map(n->x) + v.channels(n->shift)), v.size); });
+}
+
+extern "C" void normalised_relu_backward(const Normalise* n) {
+    const Chunks chunks(*n, 1);
+    const Totals totals(n->grad_scale ? chunks.tasks : 0, n->channels);
+    chunks.each([&](auto v) {
+        const V scale = v.channels(n->scale), shift = v.channels(n->shift), x = v.map(n->x);
+        V grad = v.map(n->grad);
+        grad = scale * x + shift > 0 ? grad : V{};
+        put(n->grad_x + v.at, grad * scale, v.size);
+        if (!n->grad_scale) return;
+        V* total = totals.at(v.task, v.channel);
+        total[0] += grad * x, total[totals.vectors] += grad;
+    });
+    if (n->grad_scale) totals.give(0, chunks.tasks, [&](int64_t c, double scale, double shift) {
+        n->grad_scale[c] = (float)scale, n->grad_shift[c] = (float)shift;
+    });
+}
+
+extern "C" void channel_moments(const Normalise* n) {  // about each image's first pixel; single precision within a chunk, double beyond
+    const Chunks chunks(*n, n->images);
+    const Totals totals(chunks.tasks, n->channels);
+    chunks.each([&](auto v) {
+        const V off = v.map(n->x) - v.channels(n->x + v.part * chunks.pixels * n->channels);
+        V* total = totals.at(v.task, v.channel);
+        total[0] += off, total[totals.vectors] += off * off;
+    });
+    for (int64_t image = 0; image < n->images; ++image)
+        totals.give(image * chunks.count, chunks.count, [&](int64_t c, double sum, double square) {
+            const double mean = sum / (double)chunks.pixels, variance = square / (double)chunks.pixels - mean * mean;
+            float* to = n->out + image * 2 * n->channels + c;
+            to[0] = (float)(n->x[image * chunks.pixels * n->channels + c] + mean);
+            to[n->channels] = (float)(variance < 0 ? 0 : variance);
+        });
+}
+
+extern "C" void channel_moments_backward(const Normalise* n) {  // (g_mean + 2 g_variance (x - mean)) / count
+    const Chunks chunks(*n, n->images);
+    const float over = 1.f / (float)chunks.pixels;
+    chunks.each([&](auto v) {
+        const float *mean = n->moments + v.part * 2 * n->channels, *grad = n->grad_moments + v.part * 2 * n->channels;
+        const V slope = v.channels(grad + n->channels) * (2 * over), before = n->grad ? v.map(n->grad) : V{};
+        put(n->grad_x + v.at, before + v.channels(grad) * over + slope * (v.map(n->x) - v.channels(mean)), v.size);
+    });
+}

@@ -51,21 +51,17 @@ struct Worker : Scratch {
         const float *scale = p.call.gamma[0] + p.start[slice], *shift = p.call.gamma[1] + p.start[slice];
         for (int k = 0; k < length; ++k) UNROLLED(q, N) to[k * N + q] = relu(raw(slice, k, first + q) * scale[k] + shift[k]);
     }
-    template <int N>
-    void hidden(V* to, int first) {  // h before its relu
+    template <int N, Epilogue E = ADD>
+    void hidden(V* to, int first) {  // h before its relu, or with ADD_RELU after it
         V* at_x = x.vectors();
         for (int s = 0; s <= p.R; ++s) {
             delta<N>(at_x, s, first);
-            s ? product_of<N, ADD>(to, p.first[s].get(), nullptr, at_x, p.Mp, p.length[s])
-              : product_of<N, PLAIN>(to, p.first[s].get(), p.bias.get(), at_x, p.Mp, p.length[s]);
+            auto product = s == 0 ? product_of<N, PLAIN> : s < p.R ? product_of<N, ADD> : product_of<N, E>;
+            product(to, p.first[s].get(), s ? nullptr : p.bias.get(), at_x, p.Mp, p.length[s]);
         }
     }
     template <int N>
-    void positive_hidden(int first) {
-        V* at = h.vectors() + (long)p.Mp * first;
-        hidden<N>(at, first);
-        for (int i = 0; i < p.Mp * N; ++i) at[i] = relu(at[i]);
-    }
+    void positive_hidden(int first) { hidden<N, ADD_RELU>(h.vectors() + (long)p.Mp * first, first); }
     template <int N>
     V* weights(int g, int first) {
         V* to = w.vectors() + (long)Kp * first;

@@ -91,16 +91,15 @@ struct Pooling {
     }
     void backward() const {
         const int64_t tasks = std::min<int64_t>(rows, 64);
-        const Totals<true> totals(p.grad_scale ? tasks : 0, p.channels);
+        const Totals totals(p.grad_scale ? tasks : 0, p.channels);
         each_task((int)tasks, p.threads, [&](int task, int) {
             V* sums = p.grad_scale ? totals.at(task, 0) : nullptr;
             for (int64_t y = rows * task / tasks; y < rows * (task + 1) / tasks; ++y)
                 for (int64_t x = 0; x < windows; ++x) window_backward(y, x, sums);
         });
-        for (int64_t c = 0; p.grad_scale && c < p.channels; ++c) {
-            const auto [to_scale, to_shift] = totals.of(0, tasks, c);
+        if (p.grad_scale) totals.give(0, tasks, [&](int64_t c, double to_scale, double to_shift) {
             p.grad_scale[c] = (float)to_scale, p.grad_shift[c] = (float)to_shift;
-        }
+        });
     }
 };
 

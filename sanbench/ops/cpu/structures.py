@@ -43,7 +43,7 @@ class Normalise(ctypes.Structure):
     """Arguments of normalise.cpp."""
 
     _fields_ = (
-        *fields(ctypes.c_int64, "images outer channels inner"),
+        *fields(ctypes.c_int64, "images pixels channels"),
         ("threads", ctypes.c_int),
         *fields(ctypes.c_void_p, "x scale shift grad moments grad_moments out grad_x grad_scale grad_shift"),
     )

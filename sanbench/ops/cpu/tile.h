@@ -83,8 +83,7 @@ struct Tiling {
         }
         groups = (images + interleave - 1) / interleave;
         vectors = (width * interleave + LANES - 1) / LANES;
-        const int wanted = (8 + groups - 1) / groups, most = (height + 3) / 4;  // eight tiles, of four rows at least
-        bands = wanted < most ? wanted : most;
+        for (bands = 1; bands * groups < 8 && bands * 8 <= height + 2;) bands *= 2;  // eight tiles, of four rows at least
         band_rows = (height + bands - 1) / bands;
         bands = (height + band_rows - 1) / band_rows;
         const long row = (long)vectors * LANES;
@@ -112,43 +111,29 @@ struct Tiling {
     V valid(int group, int v) const { return mask[(group + 1 == groups) * vectors + v]; }
 };
 
-// Calls f(element of scratch, tensor's element) for every pixel of a tile and `channels` channels; images that are not there are skipped.
-template <class F>
-static inline void visit(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels, F&& f) {
-    const int first = t.first_row(tile) - layout.above, halo = layout.rows - t.band_rows;
-    std::vector<int64_t> column(layout.columns);
-    for (int x = 0; x < layout.columns; ++x) column[x] = reflected(x - layout.left, t.width) * view.column;
-    for (int y = 0; y < t.rows(tile) + halo; ++y)
-        for (int b = 0; b < t.interleave; ++b) {
-            const int image = t.group(tile) * t.interleave + b;
-            if (image >= t.images) break;
-            for (int c = 0; c < channels; ++c) {
-                float* at = scratch + c * layout.plane + y * layout.pitch + b;
-                float* from = view.at(image, c, reflected(first + y, t.height), 0);
-                for (int x = 0; x < layout.columns; ++x) f(c, at[(long)x * t.interleave], from[column[x]]);
-            }
-        }
-}
-
-// The same, where channels lie side by side in the tensor (channels-last) LANES pixels and channels at once: vectors(first channel, LANES
-// pixels of it in scratch, pixels in the tensor, missing where no image is). The channels that are left, or all of them, one by one.
-template <class Vectors, class F>
-static inline void visit(const Tiling& t, const Layout& layout, int tile, StridedMap view, float* scratch, int channels, Vectors&& vectors,
-                         F&& f) {
-    const int whole = view.channel == 1 ? channels / LANES * LANES : 0, image = t.group(tile) * t.interleave;
+// Calls f(channel, element of scratch, element of the tensor) for every pixel of a tile and `channels` channels; images that are not there
+// are skipped. Where channels lie side by side in the tensor (channels-last), LANES pixels and channels are taken at once, if there are
+// `vectors`(first channel, LANES pixels of it in scratch, pixels in the tensor, missing where no image is).
+template <class F, class Vectors = std::nullptr_t>
+static inline void visit(const Tiling& t, const Layout& layout, int tile, const StridedMap& view, float* scratch, int channels, F&& f,
+                         [[maybe_unused]] Vectors&& vectors = nullptr) {
+    constexpr bool many = !std::is_same_v<std::decay_t<Vectors>, std::nullptr_t>;
+    const int whole = many && view.channel == 1 ? channels / LANES * LANES : 0, image = t.group(tile) * t.interleave;
     const int first = t.first_row(tile) - layout.above, halo = layout.rows - t.band_rows, row = layout.columns * t.interleave;
     std::vector<int64_t> places(padded(row, LANES), -1);
     for (int at = 0; at < row; ++at)
         if (image + at % t.interleave < t.images)
             places[at] = at % t.interleave * view.image + reflected(at / t.interleave - layout.left, t.width) * view.column;
-    for (int y = 0; whole && y < t.rows(tile) + halo; ++y)
+    for (int y = 0; y < t.rows(tile) + halo; ++y)
         for (int at = 0; at < row; at += LANES) {
-            float *pixels[LANES], *from = view.at(image, 0, reflected(first + y, t.height), 0);
+            float *pixels[LANES], *from = view.at(image, 0, reflected(first + y, t.height), 0), *to = scratch + y * layout.pitch + at;
             for (int l = 0; l < LANES; ++l) pixels[l] = places[at + l] < 0 ? nullptr : from + places[at + l];
-            for (int c = 0; c < whole; c += LANES) vectors(c, scratch + c * layout.plane + y * layout.pitch + at, pixels);
+            if constexpr (many)
+                for (int c = 0; c < whole; c += LANES) vectors(c, to + c * layout.plane, pixels);
+            for (int c = whole; c < channels; ++c)
+                for (int l = 0; l < LANES; ++l)
+                    if (pixels[l]) f(c, to[c * layout.plane + l], pixels[l][c * view.channel]);
         }
-    view.data += whole * view.channel;
-    visit(t, layout, tile, view, scratch + whole * layout.plane, channels - whole, [&](int c, float& a, float& b) { f(whole + c, a, b); });
 }
 
 // scratch = scale * tensor + shift, or the tensor itself. Where no image is, scratch holds zeros or another image.
@@ -161,7 +146,7 @@ static inline void fill(const Tiling& t, const Layout& layout, int tile, const S
         transpose(x);
         for (int i = 0; i < LANES; ++i) store(to + i * layout.plane, changed(c + i, x[i]));
     };
-    visit(t, layout, tile, view, scratch, channels, vectors, [=](int c, float& to, float& from) { to = changed(c, from); });
+    visit(t, layout, tile, view, scratch, channels, [=](int c, float& to, float& from) { to = changed(c, from); }, vectors);
 }
 
 // tensor = scale * scratch, or with ADD what is there and that
@@ -176,9 +161,8 @@ static inline void give(const Tiling& t, const Layout& layout, int tile, const S
         for (int l = 0; l < LANES; ++l)
             if (pixels[l]) store(pixels[l] + c, ADD ? load(pixels[l] + c) + x[l] : x[l]);
     };
-    visit(t, layout, tile, view, scratch, channels, vectors, [=](int c, float& from, float& to) {
-        ADD ? to += scaled(c, from) : to = scaled(c, from);
-    });
+    auto one = [=](int c, float& from, float& to) { ADD ? to += scaled(c, from) : to = scaled(c, from); };
+    visit(t, layout, tile, view, scratch, channels, one, vectors);
 }
 
 // Splits `tasks` over threads: work(next, thread) takes task numbers from next() until it returns -1. A forked child has no
@@ -205,21 +189,22 @@ static void each_task(int tasks, int threads, F&& f) {
     });
 }
 
-// Two sums for each channel: lane by lane in single precision within a task, in double precision over tasks.
-template <bool ALONG>  // whether a vector holds LANES channels, else it holds LANES values of one
+// Two sums for each channel: in single precision within a task, in double precision over tasks.
 struct Totals {
-    const int64_t vectors;  // of one of the sums of a task
+    const int64_t channels, vectors;  // vectors of one of the sums of a task
     const Buffer held;
     Totals(int64_t tasks, int64_t channels)
-        : vectors(ALONG ? (channels + LANES - 1) / LANES : channels), held(tasks * 2 * vectors * LANES) {}
-    V* at(int64_t task, int64_t channel) const { return held.vectors() + task * 2 * vectors + (ALONG ? channel / LANES : channel); }
-    std::pair<double, double> of(int64_t first, int64_t tasks, int64_t channel) const {
-        double sum = 0, other = 0;
-        for (int64_t task = first; task < first + tasks; ++task)
-            for (int64_t l = 0; l < (ALONG ? 1 : LANES); ++l) {
-                const float* of_task = (const float*)at(task, channel) + (ALONG ? channel % LANES : l);
+        : channels(channels), vectors((channels + LANES - 1) / LANES), held(tasks * 2 * vectors * LANES) {}
+    V* at(int64_t task, int64_t channel) const { return held.vectors() + task * 2 * vectors + channel / LANES; }
+    template <class F>
+    void give(int64_t first, int64_t tasks, F&& f) const {  // f(channel, its two sums over the tasks)
+        for (int64_t c = 0; c < channels; ++c) {
+            double sum = 0, other = 0;
+            for (int64_t task = first; task < first + tasks; ++task) {
+                const float* of_task = (const float*)at(task, 0) + c;
                 sum += of_task[0], other += of_task[vectors * LANES];
             }
-        return {sum, other};
+            f(c, sum, other);
+        }
     }
 };

@@ -84,20 +84,20 @@ static Buffer packed(int rows, int inner, F&& entry) {
     return to;
 }
 
-enum Epilogue { PLAIN, RELU, ADD };
+enum Epilogue { PLAIN, RELU, ADD, ADD_RELU };
 
 // out (rows x n) = weight x (inner x n) + bias, for `rows` padded to ROWS; bias may be missing. ADD adds to what out holds instead.
 template <int N, Epilogue E>
 static void product_of(V* out, const float* weight, const float* bias, const V* x, int rows, int inner) {
     for (int r = 0; r < rows; r += ROWS, weight += (long)ROWS * inner, out += ROWS * N) {
         V sum[ROWS][N];
-        UNROLLED(i, ROWS) UNROLLED(q, N) sum[i][q] = E == ADD ? out[i * N + q] : bias ? all(bias[r + i]) : V{};
+        UNROLLED(i, ROWS) UNROLLED(q, N) sum[i][q] = E >= ADD ? out[i * N + q] : bias ? all(bias[r + i]) : V{};
         for (int d = 0; d < inner; ++d)
             UNROLLED(i, ROWS) {
                 const V w = all(weight[d * ROWS + i]);
                 UNROLLED(q, N) sum[i][q] += w * x[(long)d * N + q];
             }
-        UNROLLED(i, ROWS) UNROLLED(q, N) out[i * N + q] = E == RELU ? relu(sum[i][q]) : sum[i][q];
+        UNROLLED(i, ROWS) UNROLLED(q, N) out[i * N + q] = E == RELU || E == ADD_RELU ? relu(sum[i][q]) : sum[i][q];
     }
 }
 
@@ -120,12 +120,6 @@ static inline void transpose(V* x) {  // LANES x LANES
     UNROLLED(i, LANES)
         if (!(i & HALF)) exchange<HALF>(x[i], x[i + HALF], std::make_integer_sequence<int, LANES>{});
     if constexpr (HALF > 1) transpose<HALF / 2>(x);
-}
-
-static inline V lane_sums(V* x) {  // lane l of the result is the sum of x[l]'s lanes; overwrites x
-    transpose(x);
-    for (int i = 1; i < LANES; ++i) x[0] += x[i];
-    return x[0];
 }
 
 // Blocks[k]: the first column of block k, and at the end the number of columns. A sequence of blocks of `rows` rows lies at
@@ -162,7 +156,9 @@ class OuterProduct {
                     for (int q = 0; q < n; ++q)
                         UNROLLED(i, TILE_A) UNROLLED(j, TILE_B) sum[i * TILE_B + j] += at_x[i * n + q] * at_y[j * n + q];
                 }
-                *to += lane_sums(sum);
+                transpose(sum);  // lane l of sum[0] + ... is the sum of sum[l]'s lanes
+                for (int i = 1; i < LANES; ++i) sum[0] += sum[i];
+                *to += sum[0];
             }
     }
     float entry(int a, int b) const {
