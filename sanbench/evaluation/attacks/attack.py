@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -284,9 +284,10 @@ def run_round(queried: QueriedModel, turn: Round, indices: Tensor) -> Tensor:
     if queried.eot > 1:
         numbers, stream = indices.tolist(), f"{turn.stream} {turn.restart} noise"
         queried.noise = lambda rows, passes: ImageNoise(seed, [numbers[row] for row in rows.tolist()], stream, passes.tolist())
-    random = PerImageRandom(seed, indices, turn.stream, turn.restart, queried.rows)
-    with torch.enable_grad(), random, suppress(AllFallen):
-        final = ATTACKS[turn.attack].run(queried, turn).detach()
+    entry = ATTACKS[turn.attack]
+    queried.random = PerImageRandom(seed, indices, turn.stream, turn.restart, queried.rows)
+    with torch.enable_grad(), nullcontext() if entry.own_draws else queried.random, suppress(AllFallen):
+        final = entry.run(queried, turn).detach()
         if not (queried.aim.leaves or queried.aim.nearest):
             return final
         kept = final if queried.aim.bounded else queried.images

@@ -11,6 +11,7 @@ from sanbench.errors import SanbenchError
 from sanbench.evaluation.attacks.budget import distance, inside_box
 from sanbench.evaluation.kinds import TOLERANCE
 from sanbench.evaluation.loop import predictions
+from sanbench.evaluation.rng import PerImageRandom
 
 SPENT = ("forward_passes", "backward_passes", "dead_gradients")
 VARIATION = 1e-4  # of logits between identical runs: far above what sums in another order differ by
@@ -95,6 +96,7 @@ class QueriedModel(nn.Module):
         self.room, self.known = 0, {back: labels.new_empty(0) for back in self.answers}
         self.remaining: Tensor | None = None  # passes that each image may still have, forward and backward: N
         self.eot = 1  # passes whose gradients and logits are averaged
+        self.random: PerImageRandom  # the attack's draws
         self.noise: Callable[[Tensor, Tensor], AbstractContextManager[Any]] = lambda rows, passes: nullcontext()
         self.told: Callable[[QueriedModel], None] = lambda queried: None  # is called before each pass of the network
 
@@ -163,18 +165,22 @@ class QueriedModel(nn.Module):
         """Logits of images that are shown as x, and with `back` the gradient of each (else x): known, or asked for by batch."""
         passes = self.spent["forward_passes"][rows]
         self.spent["forward_passes"][rows] += self.eot
-        self.spent["backward_passes"][rows] += self.eot * back
+        if back:
+            self.spent["backward_passes"][rows] += self.eot
         self.sizes += [(len(some), back) for some in rows.split(self.batch_size)] * self.eot
         if self.remaining is not None:
             self.remaining[rows] -= self.eot * (1 + back)
         if len(self.known[back]):
             logits, found, dead = self.recall(x, rows, back)
         else:
-            batches = zip(*(values.split(self.batch_size) for values in (x, rows, passes)), strict=True)
-            asked = [self.ask(chunk, those, before, back) for chunk, those, before in batches]
-            logits, found, dead = (torch.cat(part) for part in zip(*asked, strict=True))
+            parts = [(x, rows, passes)]
+            if len(rows) > self.batch_size:
+                parts = list(zip(*(values.split(self.batch_size) for values in parts[0]), strict=True))
+            asked = [self.ask(chunk, those, before, back) for chunk, those, before in parts]
+            logits, found, dead = (torch.cat(part) for part in zip(*asked, strict=True)) if len(asked) > 1 else asked[0]
             self.remember(logits, found, dead, rows, back)
-        self.spent["dead_gradients"][rows] += dead
+        if back:
+            self.spent["dead_gradients"][rows] += dead
         return logits, found
 
     def ask(self, x: Tensor, rows: Tensor, passes: Tensor, back: bool) -> tuple[Tensor, Tensor, Tensor]:

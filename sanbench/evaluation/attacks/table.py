@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sanbench.evaluation.attacks.queried_model import QueriedModel
+    from sanbench.evaluation.rng import PerImageRandom
 else:
     torch, F, torchattacks = Late("torch"), Late("torch.nn.functional"), Late("torchattacks")
 
@@ -119,6 +120,7 @@ class Entry:
     fewest_classes: int = 2
     bounded: bool = True
     by_gradient: bool = True
+    own_draws: bool = False  # it enters `queried.random` where it draws; otherwise it runs inside
     transfers: bool = False  # what it returns is its strongest example, not the nearest
     searched: bool = False  # the smallest eps can be looked for: each image may have its own, or the attack finds the nearest
     members: tuple[str, ...] = ()
@@ -209,7 +211,17 @@ def square(queried: QueriedModel, turn: Round) -> Tensor:
     c = turn.config
     attack = torchattacks.Square(queried, NORMS[c.norm], float(c.eps), c.steps, resc_schedule=False)
     attack.init_hyperparam(queried.images)
+    for name in ("random_choice", "random_int", "eta"):  # to look at all that it calls took a thirtieth of a search
+        setattr(attack, name, within(queried.random, getattr(attack, name)))
     return attack.attack_single_run(queried.images, queried.labels)[1]
+
+
+def within(random: PerImageRandom, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def drawn(*values: Any) -> Tensor:
+        with random:
+            return draw(*values)
+
+    return drawn
 
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -235,7 +247,7 @@ ATTACKS: dict[str, Entry] = {
         fewest_classes=4,
     ),
     "fab": Entry(fab, 100, shown=("steps", "restarts", "targets"), targets=True, bounded=False, searched=True),
-    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), by_gradient=False),
+    "square": Entry(square, 5000, about=(("loss", "margin"), ("p_init", 0.8)), by_gradient=False, own_draws=True),
     "standard": Entry(pgd, 1, shown=(), about=(("members", list(STANDARD)),), fewest_classes=4, members=STANDARD),
 }
 
