@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -241,7 +242,8 @@ def worked(
     workers = workers or (min(available_cpus(), left) if used.type == "cpu" else 1)
     words = [expansion.study.word, *expansion.choice.words, "--runs", str(runs), "--results", str(store.root)]
     words += ["--device", used.type, "--nproc", str(nproc)]
-    with progress() as bar, workers_beside(workers - 1 if left else 0, words, available_cpus()):
+    beside = workers_beside(workers - 1 if left else 0, words, available_cpus(), partial(errors.print, soft_wrap=True))
+    with progress() as bar, beside:
         return Worker(expansion, store, runs, used, bar, nproc, train_only).work()
 
 

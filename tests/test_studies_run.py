@@ -1,10 +1,12 @@
 """Studies that run: alone, interrupted, by several workers of which one is killed, on photographs, and what status tells."""
 
 import json
+import os
 import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -20,6 +22,7 @@ from sanbench.evaluation.robust import Findings
 from sanbench.runs.run import Run
 from sanbench.store.claims import Claims, start_of
 from sanbench.store.files import Store
+from sanbench.studies import beside
 from sanbench.studies import worker as worker_module
 from sanbench.studies.expand import Choice, expand
 from sanbench.studies.status import TRAIN, look
@@ -260,6 +263,15 @@ def test_a_command_with_two_workers_ends_both_after_a_signal_and_goes_on(done, f
         outcome = process.communicate(timeout=200)
     assert process.returncode == 0, outcome
     assert_same(tmp_path, done)
+
+
+def test_a_worker_that_dies_is_told(monkeypatch):
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(beside, "command_of", lambda words: [sys.executable, "-c", kill])
+    told: list[str] = []
+    with beside.workers_beside(1, [], 1, told.append):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    assert told == ["One of the workers died (exit code -9): what it worked on was left to the others."]
 
 
 def test_three_workers_of_which_one_is_killed_make_the_same_rows(done, folder, tmp_path):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -16,12 +16,13 @@ def command_of(words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def workers_beside(number: int, words: Sequence[str], cpus: int) -> Iterator[None]:
+def workers_beside(number: int, words: Sequence[str], cpus: int, notice: Callable[[str], None]) -> Iterator[None]:
     """Run `sanbench study work WORDS` in so many processes until the block ends. All, this process among them, share the CPUs,
     unless OMP_NUM_THREADS says how many each has.
 
     They are ordinary workers: what fails in one is kept in the store, where this process finds it; what one holds that dies is
-    free. At the end, also by an exception, they are told to save and end; killed by SIGKILL, this process leaves them at work.
+    free, and `notice` is told. At the end, also by an exception, they are told to save and end; killed by SIGKILL, this process
+    leaves them at work.
     """
     if not number:
         yield
@@ -40,6 +41,9 @@ def workers_beside(number: int, words: Sequence[str], cpus: int) -> Iterator[Non
     try:
         yield
     finally:
+        died = [code for worker in workers if (code := worker.poll()) not in (None, 0, 1)]  # 1: a run failed, which is told
+        for code in died:
+            notice(f"One of the workers died (exit code {code}): what it worked on was left to the others.")
         for worker in workers:
             worker.terminate()
         for worker in workers:
