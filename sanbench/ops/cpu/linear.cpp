@@ -23,12 +23,8 @@ MIRRORED(Linear, bias)
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int TILE_ROWS = 14;
-#else
-constexpr int TILE_ROWS = 6;
-#endif
-constexpr int TILE_COLUMNS = 2 * LANES, DEPTH = 256, PITCH = DEPTH + 16;
+constexpr int TILE_ROWS = LANES == 16 ? 14 : 6, TILE_COLUMNS = 2 * LANES;  // with 32 registers, with 16
+constexpr int DEPTH = 256, PITCH = DEPTH + 16;
 constexpr int64_t BLOCK = 392, PANELS = 8;  // rows and panels of a task at most: DEPTH of both stay in the second-level cache
 
 struct Product {  // out (rows x columns) = left (rows x inner) * right + bias + residual

@@ -134,18 +134,6 @@ class MomentsBackward {
 
 // Of Worker, whole says whether x and h of a strip are kept for a backward; times(q) counts column q in each lane.
 template <class Worker>
-void statistics(Worker& worker, int tile, Moments& moments) {
-    worker.strips(tile, [&](const Blocks& blocks) {
-        blocks.each([&](auto n, int first) {
-            V* h = worker.h.vectors();
-            worker.template hidden<n>(h, first);
-            moments.add<n>(h, [&](int q) { return worker.times(first + q); });
-        });
-        if (worker.ends_row) moments.end_row();
-    });
-}
-
-template <class Worker>
 void statistics_backward(Worker& worker, int tile, Gradients& grads, Sums* sums) {
     const MomentsBackward back(worker.p, tile);
     worker.strips(tile, [&](const Blocks& blocks) {
@@ -187,8 +175,16 @@ void run_statistics(const Attention& call) {
     auto workers = several<Worker>(threads, plan, false);
     auto moments = several<Moments>(t.tiles(), channels);
     each_task(t.tiles(), threads, [&](int tile, int thread) {
-        workers[thread].fill_tile(tile);
-        statistics(workers[thread], tile, moments[tile]);
+        Worker& worker = workers[thread];
+        worker.fill_tile(tile);
+        worker.strips(tile, [&](const Blocks& blocks) {
+            blocks.each([&](auto n, int first) {
+                V* h = worker.h.vectors();
+                worker.template hidden<n>(h, first);
+                moments[tile].template add<n>(h, [&](int q) { return worker.times(first + q); });
+            });
+            if (worker.ends_row) moments[tile].end_row();
+        });
     });
     for (int image = 0; image < t.images; ++image)
         for (int m = 0; m < channels; ++m) {

@@ -1,8 +1,7 @@
 // Tiles: bands of rows of a few interleaved images, padded by reflection so that every neighbour is a shifted load.
 //
-// A scratch row holds pixel x of image b at x * interleave + b, so that maps narrower than a vector fill it with
-// several images. The work is cut into tiles by the shapes alone, never by the number of threads: results are the same bits for
-// any number of threads.
+// A scratch row holds pixel x of image b at x * interleave + b, so that maps narrower than a vector fill it with several images. The work
+// is cut into tiles by the shapes alone, never by the number of threads: results are the same bits for any number of threads.
 #pragma once
 #include <omp.h>
 #include <unistd.h>
