@@ -1,10 +1,12 @@
 """What surrounds attention in a block, fused: each kernel against float64, build by build, on awkward shapes."""
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sanbench.models.san import SAN, SANConfig
+from sanbench.models.san import SAN, SANConfig, pooled_linear
 from sanbench.ops import cpu
 from sanbench.ops.cpu.fused import compiled
 from sanbench.ops.operator import SPECIFICATIONS
@@ -117,6 +119,22 @@ def test_normalised_linear(values: tuple, build: str) -> None:
     check("normalised_linear", arguments, build, of_maps, build, build)
     everything = list(range(last + values[2]))
     check("normalised_linear", arguments, build, everything, build, "tiled")  # gradients of weights: the specification
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_linear_behind_a_pool(build: str) -> None:
+    """Of frozen weights; a pooled map that is 0 gives no gradient to what is before it."""
+    generator = torch.Generator().manual_seed(1)
+    linear = nn.Conv2d(35, 70, 1, bias=False).eval().requires_grad_(False)
+    x, grad = (torch.randn(2, channels, 7, 5, generator=generator) for channels in (35, 70))
+    x = x.relu().contiguous(memory_format=torch.channels_last)
+    expected_out, (expected,) = gradients(copy.deepcopy(linear).double(), [x.double()], grad)
+    with cpu.use_kernel(build):
+        out, (found,) = gradients(lambda x: pooled_linear(linear, x), [x], grad)
+    assert (cpu.last_kernel("normalised_linear"), cpu.last_kernel("normalised_linear_backward")) == (build, build)
+    close(out, expected_out)
+    close(found, torch.where(x > 0, expected, 0))
+    assert torch.equal(pooled_linear(linear.requires_grad_(), x), linear(x))
 
 
 @pytest.mark.parametrize("build", BUILDS)
