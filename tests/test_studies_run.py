@@ -253,9 +253,14 @@ def test_a_command_with_two_workers_ends_both_after_a_signal_and_goes_on(done, f
     command = [*SANBENCH, "study", "run", str(write(tmp_path, folder)), *map(str, places(tmp_path)), "--workers", "2"]
     alone = {"env": {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}}
     with started(command, **alone) as process:
-        while len(both := holding(tmp_path)) < 2 and process.poll() is None:
+        while process.poll() is None and process.pid not in holding(tmp_path):  # it is looked at while it stands still
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+            process.send_signal(signal.SIGSTOP)
+        while process.poll() is None and len(both := holding(tmp_path)) < 2:  # alone it would be done before the other has begun
             time.sleep(0.02)
         process.terminate()
+        process.send_signal(signal.SIGCONT)
         outcome = process.communicate(timeout=200)
     assert process.returncode == Interrupted.exit_code, outcome
     assert process.pid in both and [start_of(pid) for pid in both] == [None, None]
