@@ -344,7 +344,7 @@ def test_workers_are_timed_on_the_same_study(done, tmp_path):
     assert (one.kind, one.setting["measurements"], one.setting["networks"], one.setting["n"]) == ("workers", 10, 4, 1)
     assert one.ratio is not None and one.ratio[0] == one.figures["speedup"] == one.seconds["one"] / one.seconds["two"]
     assert one.figures["apart"] == 2 * one.seconds["one"] / one.seconds["two apart"]
-    assert 0 < one.figures["claiming"] < one.figures["start"] < one.seconds["one"]
+    assert 0 < one.figures["claiming"] < one.figures["start"]
 
 
 def test_untrained_networks_are_not_timed(folder, tmp_path):
