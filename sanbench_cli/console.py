@@ -115,15 +115,17 @@ class Commands(Helpful, typer.core.TyperGroup):
 def typed_wrong(error: Any) -> str:
     """What typer says of an option, with the value: `--limit 0 is not accepted: it should be greater than or equal to 1.`"""
     parameter, cause = getattr(error, "param", None), error.__cause__
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "sanbench"
     if isinstance(error, typer.BadParameter) and parameter is not None:
-        name = parameter.opts[-1] if parameter.opts[0].startswith("-") else parameter.human_readable_name
+        name = parameter.opts[-1] if parameter.opts[0].startswith("-") else (parameter.metavar or parameter.name.upper())
         message = error.message.rstrip(".")
+        if not message:
+            return f"{name} is missing: `{command} --help` tells what it is."
         if hasattr(cause, "errors"):  # pydantic's, in newer typers: its message does not hold the value
             value = cause.errors()[0]["input"]
             return f"{name} {value} is not accepted: {message.replace('Input', 'it', 1)}."
         value, _, wanted = message.partition(" is not ")
         return f"{name} {value} is not accepted: it is not {wanted}."
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "sanbench"
     return f"{error.format_message().rstrip('.?')}: `{command} --help` lists what is accepted."
 
 

@@ -113,7 +113,8 @@ def show(
     """Tables, networks, runs, measurements, and what is missing: sanbench study show paper."""
     expansion, store, runs = part.expansion, part.store, part.runs
     standing = looked(expansion, store, runs)
-    console.print(f"{expansion.study.content.title}. Data: {expansion.data}.", soft_wrap=True)
+    title = expansion.study.content.title
+    console.print(f"{title}{'' if title[-1:] in '.?!' else '.'} Data: {expansion.data}.", soft_wrap=True)
     found = Table("run", "network", "in tables", "state", "measured")
     for training in expansion.trainings:
         wanted = expansion.wanted[training.name]
@@ -193,7 +194,7 @@ def status(
     """By table what is done, what runs and where, and what failed: sanbench study status paper."""
     expansion, store, runs = part.expansion, part.store, part.runs
     standing = looked(expansion, store, runs)
-    found = Table("table", "runs done", "measured", "runs", "failed")
+    found = Table("table", "runs done", "measured", "running", "failed")
     for table in expansion.tables:
         trainings, shown = standing.trainings(table), standing.shown(table)
         states = [standing.states[training.name].word for training in trainings]

@@ -180,6 +180,17 @@ def test_checkpoints_that_fail_end_with_1(damage, runs, places, tmp_path):
     assert outcome.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("study show", "STUDY"), ("compare", "RUN|NETWORK|FOLDER"), ("bench images", "FOLDER"), ("data shrink", "--data-root")],
+)
+def test_a_missing_argument_is_named(command, name):
+    outcome = sanbench(*command.split())
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith(f"Error: {name} is missing: `")
+    assert outcome.stderr.endswith(f" {command} --help` tells what it is.\n")
+
+
 def test_results_that_are_no_folder_are_refused(runs, tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
     for command in (["accuracy"], ["rotate", "--angles", "90"], ["attack", "--eps", "8/255"]):

@@ -257,7 +257,7 @@ def test_a_command_with_two_workers_ends_both_after_a_signal_and_goes_on(done, f
             process.send_signal(signal.SIGCONT)
             time.sleep(0.02)
             process.send_signal(signal.SIGSTOP)
-        while process.poll() is None and len(both := holding(tmp_path)) < 2:  # alone it would be done before the other has begun
+        while process.poll() is None and len(both := holding(tmp_path)) < 2:  # alone it is done before the other begins
             time.sleep(0.02)
         process.terminate()
         process.send_signal(signal.SIGCONT)

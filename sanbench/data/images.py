@@ -152,7 +152,7 @@ class Changed(Dataset[Batch]):
 
 def pixels(images: Tensor) -> Tensor:
     """uint8, or floats in [0, 1] as a caller may give them -> floats in [0, 1]."""
-    return images if images.is_floating_point() else images.float() / 255
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 def without_border(images: Tensor, border: int) -> Tensor:

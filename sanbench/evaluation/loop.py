@@ -206,6 +206,8 @@ def measure_one(
         perturbed = smaller(given, labels, batch.indices)
         watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
         rows = score(perturbation.network(model, batch.indices), perturbed, batch.indices, labels, batch_size, watch)
+        if not perturbation.has_examples:  # nobody looks at them again, and the next batch needs their memory
+            perturbed = perturbed._replace(images=images.new_empty(0))
         return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
 
 

@@ -178,10 +178,10 @@ class Expansion:
         alike = [each for each in every if (each.kind, each.about) == (column.kind, column.about)]
         fitting = [each for each in alike if each.setting == column.setting] or alike
         if len(fitting) != 1:
-            number = f"{len(fitting)} times, differently" if fitting else "not"
+            how = f"measured {len(fitting)} times, differently," if fitting else "not measured"
             known = ", ".join(dict.fromkeys(each.about for each in every))
             shown = known if len(known) < 300 else f"{known[:300]} ..."
-            raise InputError(f"column {column.heading!r} is measured {number} for {training.network}: it has {shown}.")
+            raise InputError(f"column {column.heading!r} is {how} for {training.network}: it has {shown}.")
         return fitting[0]
 
     def upright(self, training: Training, of: Wanted) -> Wanted:

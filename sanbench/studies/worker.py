@@ -141,12 +141,15 @@ class Worker:
             differences(run, training.config)
         with Interruption() as interruption:
             if self.nproc == 1:
-                train(training.config, run.folder, self.device, progress, resume=run.exists(), interruption=interruption)
+                try:
+                    train(training.config, run.folder, self.device, progress, resume=run.exists(), interruption=interruption)
+                except Interrupted:  # which tells of an option of `sanbench train`
+                    raise saved(training, interruption) from None
             else:
                 words = [*training.words, "--runs", str(self.runs), "--resume", "auto", "--nproc", str(self.nproc)]
                 code = launch(self.nproc, [*words, "--device", self.device.type], interruption)
                 if code == Interrupted.exit_code:
-                    raise Interrupted(f"A signal stopped the training of {training.name}, and all is saved.")
+                    raise saved(training, interruption)
                 if code:
                     raise SanbenchError(f"Training ended with {code}: sanbench {' '.join(words)} says why.")
         if interruption:  # it came after the last step
@@ -197,6 +200,11 @@ def heeding() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def saved(training: Training, interruption: Interruption) -> Interrupted:
+    name = "A signal" if interruption.signal is None else interruption.signal.name
+    return Interrupted(f"{name} stopped the training of {training.name}, and all is saved: the same command goes on.")
 
 
 def stopped(number: int) -> Interrupted:
