@@ -276,7 +276,7 @@ def print_tables(expansion: "Expansion", store: "Store", runs: Path) -> None:
         for note in shown.notes:
             console.print(note, soft_wrap=True)
     if found:
-        console.print(f"{ABOUT} *: it is not.", soft_wrap=True)
+        console.print(f"{ABOUT} An asterisk: it is more than noise.", soft_wrap=True)
         console.print(str(store.write_study(expansion.title, page(standing, found))), soft_wrap=True)
 
 

@@ -332,6 +332,8 @@ def test_a_study_on_photographs_with_a_limit(small, tmp_path):
     found = Store(tmp_path / "results").records()
     assert {record.run for record in found} == {"paper-small-no_position", "paper-small-san10_pairwise"}
     assert [(r.data.images, r.data.of, r.data.subset_seed) for r in found] == [(5, 20, 0)] * 2
+    pages = [path.name for path in (tmp_path / "results/studies").iterdir()]
+    assert pages == ["paper-small-limit-5.md"]  # the whole study's is another
     assert "absolute: sanbench study run" in outcome.output and f"--data folder:{small} --limit 5" in outcome.output
 
 

@@ -13,7 +13,7 @@ def page(standing: Standing, tables: Sequence[Shown]) -> str:
     blocks: list[Block] = [
         Heading(study.content.title, 1),
         Text(f"Data: {standing.expansion.data}. Written by `sanbench study run {study.word}` from records/."),
-        Text(f"{ABOUT} Bold: it is not. {conditions(standing.records)}"),
+        Text(f"{ABOUT} Bold: it is more than noise. {conditions(standing.records)}"),
     ]
     for table in tables:
         rows = [

@@ -51,9 +51,12 @@ class Choice:
     @property
     def words(self) -> list[str]:
         """The options that it came from, without tables and networks."""
-        seeds = None if self.seeds is None else ",".join(map(str, self.seeds))
-        options = {"seeds": seeds, "data": self.data, "data-root": self.data_root, "limit": self.limit}
+        options = {"seeds": self.seed_list, "data": self.data, "data-root": self.data_root, "limit": self.limit}
         return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+    @property
+    def seed_list(self) -> str | None:
+        return None if self.seeds is None else ",".join(map(str, self.seeds))
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,10 @@ class Expansion:
 
     @property
     def title(self) -> str:
-        """What the file of its tables is called."""
-        return self.study.name if self.choice.data is None else titled(self.study, self.data)
+        """What the file of its tables is called; those of fewer seeds or images have another."""
+        whole = self.study.name if self.choice.data is None else titled(self.study, self.data)
+        fewer = {"seeds": self.choice.seed_list, "limit": self.choice.limit}
+        return whole + "".join(f"-{name}-{value}" for name, value in fewer.items() if value is not None)
 
     def of(self, network: str) -> list[Training]:
         return [training for training in self.trainings if training.network == network]
