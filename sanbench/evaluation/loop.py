@@ -154,7 +154,7 @@ def parse_accuracy(options: AccuracyOptions, request: Request) -> Bind:
 
 
 class Scored(NamedTuple):
-    """One perturbation's outcome on one batch: a row an image, what the network saw, and the seconds it took."""
+    """One perturbation's outcome on one batch: a row an image, of what has examples the images, and the seconds it took."""
 
     rows: Rows
     perturbed: Perturbed
