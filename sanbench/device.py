@@ -40,7 +40,8 @@ def describe(device: torch.device) -> str:
     """`cpu, 2 threads, AMD EPYC` or the GPU's name."""
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
-    return ", ".join(filter(None, ["cpu", f"{torch.get_num_threads()} threads", processor()]))
+    threads = torch.get_num_threads()
+    return ", ".join(filter(None, ["cpu", f"{threads} thread{'s' * (threads > 1)}", processor()]))
 
 
 def processor() -> str:

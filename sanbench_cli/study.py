@@ -1,5 +1,6 @@
 """`sanbench study`: networks, seeds and measurements that belong together, trained and measured by any number of workers."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,8 @@ study = Typer(help="Networks, seeds and measurements that belong together, and t
 CLUSTERS = ("slurm", "local")  # of submitit
 
 Processes = Annotated[int, typer.Option("--nproc", help="Processes that train a network together.", **PROCESSES)]
-List = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, by name, as 4,9. Default: all of the study.")]
+Tables = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, as 4,9. Default: all of the study.")]
+Networks = Annotated[str | None, typer.Option(metavar="LIST", help="Those alone, as resnet26,dot. Default: all of the study.")]
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,20 @@ class Part:
     """What the commands have in common: which study, how much of it, on which data, and where runs and results are."""
 
     name: Annotated[str, typer.Argument(metavar="STUDY", help="As `sanbench study list` names it, or a TOML file.")]
-    tables: List = None
-    networks: List = None
+    tables: Tables = None
+    networks: Networks = None
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="As 0,1,2. Default: the study's.")] = None
     data: Annotated[str | None, typer.Option(help="Data set to train on and to measure. Default: the study's.")] = None
     data_root: Root = None
     limit: Annotated[int | None, typer.Option(help="Measure at most so many images. Default: the study's.", **COUNT)] = None
     runs: Runs = Path("runs")
     results: Results = Path("results")
+
+    @property
+    def folders(self) -> list[str]:
+        """The options of runs and results, where they are not the default's."""
+        given = {"runs": self.runs, "results": self.results}
+        return [word for name, path in given.items() if path != Path(name) for word in (f"--{name}", str(path))]
 
     @property
     def store(self) -> "Store":
@@ -64,7 +72,8 @@ class Part:
             if not (number.isascii() and number.isdigit() and int(number) < 2**63):
                 raise InputError(f"--seeds {number!r} is not accepted: accepted are whole numbers, as in 0,1,2.")
         seeds = None if numbers is None else list(dict.fromkeys(map(int, numbers)))
-        choice = Choice(words(self.tables), words(self.networks), seeds, self.data, self.data_root, self.limit)
+        lists = words(self.tables), words(self.networks)
+        choice = Choice(*lists, seeds, self.data, self.data_root, self.limit, self.folders)
         found = expand(chosen, choice)
         check_data_options([found.data], {"data_root": self.data_root})
         if not found.trainings:
@@ -213,8 +222,10 @@ def status(
         if state.word in ("training", "measuring", "interrupted"):
             console.print(f"{training.name}: {state.word}, {state.detail}", soft_wrap=True)
         if state.word == "failed":
-            again = ["sanbench study run", expansion.study.word, "--networks", training.network, *expansion.choice.words]
-            errors.print(f"{training.name} failed: {state.detail} To go on: {' '.join(again)}", soft_wrap=True)
+            choice = expansion.choice
+            again = [expansion.study.word, "--networks", training.network, *choice.words, *choice.folders]
+            told = f"{training.name} failed: {state.detail} To go on: sanbench study run {shlex.join(again)}"
+            errors.print(told, soft_wrap=True)
 
 
 def looked(expansion: "Expansion", store: "Store", runs: Path) -> "Standing":

@@ -86,8 +86,8 @@ def evaluate(
                 if several:
                     measure_in_processes(rest, device, own.say)
                 else:
-                    for (scored,) in measure(evaluated.model, own.stream(), device, options.batch_size, own.say):
-                        own.keep(scored)
+                    for outcome in measure(evaluated.model, own.stream(), device, options.batch_size, own.say):
+                        own.keep(outcome.pop())  # no name keeps its images while the next are measured
                 if not finish(rest, claims, device) and not several and not own.tasks:
                     wait(rest, claims, told)
                 found |= job.recorded()

@@ -184,8 +184,8 @@ def measure_here(job: Job, device: torch.device, say: "Say") -> None:
     job.evaluated.model.to(device)
     with job.store.claims() as claims, dead_workers_named():
         own = OwnParts(job, claims, device, say)
-        for (scored,) in measure(job.evaluated.model, own.stream(), device, job.options.batch_size, say):
-            own.keep(scored)
+        for outcome in measure(job.evaluated.model, own.stream(), device, job.options.batch_size, say):
+            own.keep(outcome.pop())
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def differences(run: Run, config: TrainConfig, machine: Machine | None = None) -
         if name not in RuntimeOptions.model_fields:
             raise InputError(
                 f"The run {run.name} has {name} {before.get(name)} and cannot go on with {after.get(name)}: "
-                "leave the setting as it was, or name another run."
+                "leave the setting as it was, or give the run, or the study that it is of, another name."
             )
     changes = [f"{name} {before[name]} -> {after[name]}" for name in changed]
     starts = [line for line in run.lines() if "started" in line]

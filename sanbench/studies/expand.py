@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,10 @@ SIDE = 32  # of images in memory, in pixels
 
 @dataclass(frozen=True)
 class Choice:
-    """What a command changes of a study: a part of it, other data, fewer images. None is as the study says."""
+    """What a command changes of a study: a part of it, other data, fewer images. None is as the study says.
+
+    folders  the options of runs and results, where they are not the default's
+    """
 
     tables: Sequence[str] | None = None
     networks: Sequence[str] | None = None
@@ -47,10 +51,11 @@ class Choice:
     data: str | None = None
     data_root: Path | None = None
     limit: int | None = None
+    folders: Sequence[str] = ()
 
     @property
     def words(self) -> list[str]:
-        """The options that it came from, without tables and networks."""
+        """The options that it came from, without tables, networks and folders."""
         options = {"seeds": self.seed_list, "data": self.data, "data-root": self.data_root, "limit": self.limit}
         return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
 
@@ -202,7 +207,7 @@ def expand(study: Study, choice: Choice = Choice()) -> Expansion:
     data = choice.data or study.networks.content.data
     if data.startswith("folder:"):
         data = f"folder:{Path(data.removeprefix('folder:')).expanduser()}"  # as records name it
-    with study.networks.at("data"):
+    with nullcontext() if choice.data else study.networks.at("data"):
         if find_dataset(data, ReadOptions())[0].test_only:
             raise InputError(f"{data} has test images only: nothing can be trained on it.")
     names = study.networks.content.networks
@@ -291,10 +296,11 @@ def asked(study: Study, choice: Choice, data: str, side: int) -> Iterator[Asked]
         for text in entry.what:
             with study.at("measure", number, "what", word=text):
                 options = options_of(text)
-            with study.at("measure", number, "set"):
-                options = with_fields(options, entry.set)
-                if getattr(options, "surrogate", None) is not None:
-                    no_network(options.surrogate, None)
+            for name, value in entry.set.items():
+                with study.at("measure", number, "set", name):
+                    options = with_field(options, name, value)
+                    if name == "surrogate":
+                        no_network(value, None)
             with study.at("measure", number, "what", word=text):
                 kind = next(name for name, known in KINDS.items() if known.options is type(options))
                 found = Asked(kind, options, entry, limit, data, side)
@@ -302,14 +308,13 @@ def asked(study: Study, choice: Choice, data: str, side: int) -> Iterator[Asked]
             yield found
 
 
-def with_fields(options: Any, changes: Mapping[str, Any]) -> Any:
-    """A kind's options with other values. Raises InputError for unknown fields and values of another type."""
+def with_field(options: Any, name: str, value: Any) -> Any:
+    """A kind's options with another value. Raises InputError for an unknown field and a value of another type."""
     known = {field.name for field in fields(options)}
-    for name in changes:
-        if name not in known:
-            raise unknown(f"option of {type(options).__name__}", name, known)
+    if name not in known:
+        raise unknown(f"option of {type(options).__name__}", name, known)
     try:
-        return TypeAdapter(type(options)).validate_python({**asdict(options), **changes})
+        return TypeAdapter(type(options)).validate_python({**asdict(options), name: value})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{first['loc'][0]} {first['input']!r} is not accepted: {first['msg'].lower()}.") from None
@@ -329,7 +334,10 @@ def column(text: str, side: int) -> Column:
         return Column(text, text)
     first, _, rest = text.partition(" ")
     figure, measurement = (first, rest) if first in FIGURES else ("top1", text)
-    options = options_of(measurement)
+    try:
+        options = options_of(measurement)
+    except InputError as error:
+        raise InputError(f"{error} A column may also be {', '.join(HITS + SIZES)}.") from None
     kind = next(name for name, known in KINDS.items() if known.options is type(options))
     every = [w for w in Asked(kind, options, Measure(what=[measurement]), None, "", side).wanted if w.kind == kind]
     if len(every) != 1:

@@ -154,8 +154,7 @@ def read(word: str) -> Study:
         with study.at("networks_of"):
             study = replace(study, base=own(study.content.networks_of))
     if study.content.tables_of is not None:
-        with study.at("tables_of"):
-            study = replace(study, content=with_tables_of(study.content, study.content.tables_of))
+        study = replace(study, content=with_tables_of(study, study.content.tables_of))
     check(study)
     return study
 
@@ -168,15 +167,17 @@ def own(word: str) -> Study:
     return found
 
 
-def with_tables_of(content: Content, source: TablesOf) -> Content:
-    other = own(source.study).content
+def with_tables_of(study: Study, source: TablesOf) -> Content:
+    with study.at("tables_of", "study"):
+        other = own(source.study).content
     for key in source.tables:
-        if key not in other.tables:
-            raise unknown(f"table of {source.study}", key, other.tables)
+        with study.at("tables_of", "tables", word=key):
+            if key not in other.tables:
+                raise unknown(f"table of {source.study}", key, other.tables)
     tables = {key: other.tables[key] for key in source.tables}
     used = {name for table in tables.values() for rows in table.rows for name in rows.networks}
     networks = {name: entry for name, entry in other.networks.items() if name in used}
-    return content.model_copy(update={"tables": tables, "networks": networks})
+    return study.content.model_copy(update={"tables": tables, "networks": networks})
 
 
 def check_sources(study: Study) -> None:
@@ -297,7 +298,9 @@ def key_lines(lines: Sequence[str]) -> dict[tuple[str | int, ...], int]:
             for depth in range(1, len(here) + 1):
                 places.setdefault(here[:depth], number)
         elif key := KEY.match(line):
-            places.setdefault((*here, *split(key[1])), number)
+            words = split(key[1])
+            for depth in range(1, len(words) + 1):
+                places.setdefault((*here, *words[:depth]), number)
     return places
 
 

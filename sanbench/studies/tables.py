@@ -1,5 +1,6 @@
 """A study's tables in the paper's layout, from whatever is measured: values, not documents."""
 
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -198,9 +199,9 @@ def notes(table: TablePlan, standing: Standing) -> Iterator[str]:
 
 def command(expansion: Expansion, table: str, network: str) -> str:
     """The command that fills the dashes of a network's row."""
-    return " ".join(
-        ["sanbench study run", expansion.study.word, "--tables", table, "--networks", network, *expansion.choice.words]
-    )
+    choice = expansion.choice
+    words = [expansion.study.word, "--tables", table, "--networks", network, *choice.words, *choice.folders]
+    return f"sanbench study run {shlex.join(words)}"
 
 
 def conditions(found: Mapping[str, Mapping[Wanted, Record]]) -> str:

@@ -108,7 +108,8 @@ class Attack(Perturbation):
         for number, rows in pools(start[0], start[1][0], most, state["left"]):
             turn, numbers = rounds[number], indices[rows.cpu()]
             aim = self.aim(turn, None if target is None else target[rows], state, rows)
-            queried = QueriedModel(victim, images[rows], labels[rows], logits[rows], aim, self.batch_size)
+            shown = images[rows] if len(rows) < len(images) else images
+            queried = QueriedModel(victim, shown, labels[rows], logits[rows], aim, self.batch_size)
             if self.keeper and (images.device.type == "cpu" or not ATTACKS[turn.attack].by_gradient):
                 queried.room = REMEMBERED  # what is asked next follows from the answers
             if (number, rows.tolist()) == start:  # on another device they may be in another pool
@@ -118,14 +119,14 @@ class Attack(Perturbation):
             if config.max_passes:
                 queried.remaining = state["remaining"][rows]
             self.keep(known, number, rows, queried)
-            made = run_round(queried, turn, numbers)
+            self.take(state, rows, turn, queried, run_round(queried, turn, numbers))
             for name in SPENT:
                 columns[name][rows] += queried.spent[name]
             self.sizes += queried.sizes
-            self.take(state, rows, turn, queried, made)
             if queried.remaining is not None:
                 state["remaining"][rows] = queried.remaining
                 state["left"] |= state["remaining"] < config.eot
+            queried.release()
         columns |= {"clean_prediction": clean} | self.controls(victim, images, logits, indices, columns)
         columns |= {} if target is None else {"target": target}
         columns |= {"member": state["member"]} if entry.members else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ else:
     torch = Late("torch")
 
 BOX_TOLERANCE = 1e-6
+AT_ONCE = 2**22  # pixels in float64, 32 MiB: a part of 128 images of 224 x 224 would take a gigabyte and a half
 WRITTEN = re.compile(r"\d{1,20}(/(?P<below>\d{1,20}))?|(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e-?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 
@@ -40,8 +42,18 @@ def budget_text(value: Fraction) -> str:
 
 def distance(images: Tensor, adversarial: Tensor, norm: str) -> Tensor:
     """Of each pair of images, in float64: N."""
-    difference = (adversarial.double() - images.double()).flatten(1)
-    return difference.abs().amax(1) if norm == "linf" else difference.square().sum(1).sqrt()
+
+    def measured(images: Tensor, adversarial: Tensor) -> Tensor:
+        difference = (adversarial.double() - images.double()).flatten(1)
+        return difference.abs().amax(1) if norm == "linf" else difference.square().sum(1).sqrt()
+
+    return by_few(measured, images, adversarial)
+
+
+def by_few(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, adversarial: Tensor) -> Tensor:
+    """What `function` gives of each pair of images, for as many pairs at once as have AT_ONCE pixels."""
+    few = max(1, AT_ONCE // images.shape[1:].numel())
+    return torch.cat([function(*pairs) for pairs in zip(images.split(few), adversarial.split(few), strict=True)])
 
 
 def check_budget(images: Tensor, adversarial: Tensor, eps: float, name: str, norm: str = "linf") -> Tensor:
@@ -68,14 +80,18 @@ def in_eight_bits(images: Tensor, adversarial: Tensor, eps: float, norm: str) ->
     ball has its differences from the nearest level of the original cut towards 0 instead. Where no level is inside the
     ball (its centre is between two levels and eps is small) the nearest to the original is taken.
     """
-    levels, centre = (adversarial.double() * 255).round().clamp(0, 255), images.double() * 255
-    nearest = centre.round()
-    if norm == "linf":
-        slack = 255 * TOLERANCE[norm]
-        low, high = (centre - 255 * eps - slack).ceil(), (centre + 255 * eps + slack).floor()
-        levels = torch.where(low <= high, levels.clamp(low, high), nearest).clamp(0, 255)
-    else:
-        outside = distance(images, levels / 255, norm) > eps
-        cut = nearest + (adversarial.double() * 255 - nearest).trunc()
-        levels = torch.where(outside[:, None, None, None], cut, levels)
-    return (levels / 255).to(images.dtype)
+
+    def rounded(images: Tensor, adversarial: Tensor) -> Tensor:
+        levels, centre = (adversarial.double() * 255).round().clamp(0, 255), images.double() * 255
+        nearest = centre.round()
+        if norm == "linf":
+            slack = 255 * TOLERANCE[norm]
+            low, high = (centre - 255 * eps - slack).ceil(), (centre + 255 * eps + slack).floor()
+            levels = torch.where(low <= high, levels.clamp(low, high), nearest).clamp(0, 255)
+        else:
+            outside = distance(images, levels / 255, norm) > eps
+            cut = nearest + (adversarial.double() * 255 - nearest).trunc()
+            levels = torch.where(outside[:, None, None, None], cut, levels)
+        return (levels / 255).to(images.dtype)
+
+    return by_few(rounded, images, adversarial)

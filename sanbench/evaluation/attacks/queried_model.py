@@ -228,10 +228,16 @@ class QueriedModel(nn.Module):
         self.known[back] = self.known[back][len(rows) :]
         if back:
             logits, dead, gradient = known.split([classes, 1, known.shape[1] - classes - 1], 1)
-            return logits, gradient.view(x.shape), dead[:, 0].long()
+            return logits, gradient.reshape(x.shape).clone(), dead[:, 0].long()  # an attack changes it in place
         own, other, place = known[:, :, None].unbind(1)
         below = other.nextafter(other.new_tensor(-torch.inf)).repeat(1, classes)
         return below.scatter(1, place.long(), other).scatter(1, self.labels[rows, None], own), x, torch.zeros_like(rows)
+
+    def release(self) -> None:
+        """Let go of the images at once: attacks, their losses and random numbers refer to this and are referred to by it, so
+        that they stay until Python looks for such circles."""
+        self.images = self.adversarial = self.last.new_empty(0)
+        self.answers, self.known = {}, {}
 
     def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
         """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image

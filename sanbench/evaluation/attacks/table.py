@@ -141,14 +141,15 @@ def projected(queried: QueriedModel, norm: str, step: float, steps: int, random_
     sign, classes = (1, queried.labels) if target is None else (-1, target)
     queried.loss = lambda logits, rows: sign * cross_entropy(logits, classes[rows])
     every, eps = torch.arange(len(images), device=images.device), queried.budgets.to(images.dtype)[:, None, None, None]
-    x = (images + start(images, eps, norm)).clamp(0, 1) if random_start else images
+    x = start(images, eps, norm).add_(images).clamp_(0, 1) if random_start else images
     for _ in range(steps):
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(queried.loss(queried(x), every).sum(), x)
-        direction = gradient.sign() if norm == "linf" else gradient / (lengths(gradient) + 1e-10)
-        away = x.detach() + step * eps * direction - images
-        inside = away.clamp(-eps, eps) if norm == "linf" else away * (eps / lengths(away)).clamp(max=1)
-        x = (images + inside).clamp(0, 1)
+        # in place: at 224 x 224 each copy of a pool is a hundred megabytes
+        away = gradient.sign_() if norm == "linf" else gradient.div_(lengths(gradient) + 1e-10)
+        away.mul_(step * eps).add_(x.detach()).sub_(images)
+        inside = away.clamp_(-eps, eps) if norm == "linf" else away.mul_((eps / lengths(away)).clamp(max=1))
+        x = inside.add_(images).clamp_(0, 1)
     with torch.no_grad():
         queried(x)  # the last step is a query too
     return x
@@ -158,9 +159,9 @@ def start(images: Tensor, eps: Tensor, norm: str) -> Tensor:
     """A random point of each image's ball: uniform in that of L-infinity, of a random direction and radius in that of L2."""
     if norm == "linf":  # in float64, which rounds as the generator's own draws from an interval do
         draws = torch.rand(images.shape, device=images.device).double()
-        return (draws * (2 * eps.double()) - eps.double()).to(images.dtype)
+        return draws.mul_(2 * eps.double()).sub_(eps.double()).to(images.dtype)
     direction = torch.randn(images.shape, device=images.device)
-    return direction * (torch.rand((len(images), 1, 1, 1), device=images.device) / lengths(direction) * eps)
+    return direction.mul_(torch.rand((len(images), 1, 1, 1), device=images.device) / lengths(direction) * eps)
 
 
 def lengths(images: Tensor) -> Tensor:
