@@ -60,10 +60,12 @@ class Table:
         yield group
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        for group in self.groups(options.max_width):
+        for number, group in enumerate(self.groups(options.max_width)):
             widths = self.widths(group, options.max_width)
             columns = [Column(self.headings[n], width=width, overflow="fold") for n, width in zip(group, widths, strict=True)]
-            table = RichTable(*columns, title=self.title, show_header=any(self.headings))
+            table = RichTable(
+                *columns, title=self.title and self.title + ", continued" * (number > 0), show_header=any(self.headings)
+            )
             for cells, ends in self.runs(group, widths):
                 table.add_row(*cells, end_section=ends)
             yield table

@@ -19,6 +19,7 @@ import torch
 from sanbench import load_model
 from sanbench.errors import Interrupted
 from sanbench.evaluation.robust import Findings
+from sanbench.evaluation.statistics import paired_difference
 from sanbench.runs.run import Run
 from sanbench.store.claims import Claims, start_of
 from sanbench.store.files import Store
@@ -113,6 +114,19 @@ def test_tables_have_the_papers_layout(done):
     assert not first.notes and not second.notes
     parameters = sum(p.numel() for p in load_model(done / "runs/small-resnet26-s0/last.pt").parameters())
     assert first.rows[0][5].text == f"{parameters / 1e6:.3f}"
+
+
+def test_a_drop_of_one_seed_has_the_interval_of_a_paired_difference(done):
+    store = Store(done / "results")
+    findings = Findings.of(store)
+    standing = look(expand(read(str(done / "small.toml")), Choice(seeds=[0])), store, done / "runs")
+    shown = tables(standing, findings)[0]
+    cell = shown.rows[0][shown.headings.index("drop 90°, n 18")].text
+    own = [record for record in findings.records if record.run == "small-resnet26-s0"]
+    upright, turned = (next(record for record in own if record.kind == kind) for kind in ("accuracy", "rotation"))
+    expected = paired_difference(findings.right(upright), findings.right(turned))
+    assert cell == f"{100 * expected.value:.1f} [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
+    assert expected.value == findings.top1(upright).value - findings.top1(turned).value
 
 
 def test_a_missing_cell_is_a_dash_with_the_command_that_fills_it(done, tmp_path):

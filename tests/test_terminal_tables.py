@@ -31,7 +31,8 @@ def check(table, width):
     text = drawn(width, table)
     assert all(len(line) <= width for line in text.splitlines())
     given = {word for cell in (*table.headings, *(cell for row in table.rows for cell in row)) for word in cell.split()}
-    assert words(text) == given | words(table.title or "")
+    titles = [table.title or "", f"{table.title}, continued"][: len(list(table.groups(width))) if table.title else 1]
+    assert words(text) == given | words(" ".join(titles))
     return text
 
 

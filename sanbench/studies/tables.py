@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sanbench.evaluation.robust import Findings
-from sanbench.evaluation.statistics import SeedDifference, difference_over_seeds, holm, wilson
+from sanbench.evaluation.statistics import SeedDifference, difference_over_seeds, holm, paired_difference, wilson
 from sanbench.models import MODELS, size
 from sanbench.runs.config import TrainConfig
 from sanbench.store.schema import Record
@@ -21,10 +21,10 @@ DASH, DIFFERENCE = "—", "difference"
 PUBLISHED = {"top1": "top1", "top5": "top5", "parameters": "parameters", "gmacs": "flops"}  # fields of `Published`
 HEADINGS = {"top1": "top-1", "top5": "top-5", "parameters": "parameters, M", "gmacs": "GMACs"}
 ABOUT = (
-    "Top-1, top-5, drops and successes in %: of one seed with its 95% Wilson interval, of several their mean ± standard "
-    "deviation. Difference: top-1 minus that of the reference, in points, with a 95% interval; of several seeds for other "
-    "seeds and images, paired by both; of one seed by Newcombe for other images alone. It is within noise where the interval "
-    "has 0, or p after Holm's correction for the differences of a table is 0.05 or more."
+    "Top-1, top-5, drops and successes in %: of one seed with its 95% interval (Wilson's; of a drop Newcombe's for the same "
+    "images), of several their mean ± standard deviation. Difference: top-1 minus that of the reference, in points, with a 95% "
+    "interval; of several seeds for other seeds and images, paired by both; of one seed by Newcombe for other images alone. It "
+    "is within noise where the interval has 0, or p after Holm's correction for the differences of a table is 0.05 or more."
 )
 
 
@@ -102,13 +102,13 @@ def figure(standing: Standing, findings: Findings, column: Column, network: str)
     percent = [100 * value[0] for value in values]
     if len(every) == 1:
         _, low, high = values[0]
-        return f"{percent[0]:.1f}" + ("" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
+        return f"{percent[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     spread = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
     few = f" ({len(percent)} of {len(every)} seeds)" if len(percent) < len(every) else ""
     return f"{statistics.mean(percent):.1f}{spread}{few}"
 
 
-Value = tuple[float, float | None, float | None]  # in [0, 1], with its interval where it has one
+Value = tuple[float, float, float]  # in [0, 1], with its interval
 
 
 def of_seed(standing: Standing, findings: Findings, column: Column, network: str, seed: int, record: Record) -> Value | None:
@@ -125,7 +125,10 @@ def of_seed(standing: Standing, findings: Findings, column: Column, network: str
             training = next(t for t in standing.expansion.of(network) if t.config.seed == seed)
             wanted = standing.expansion.upright(training, standing.expansion.column(training, column))
             upright = standing.records[training.name].get(wanted)
-            return None if upright is None else (findings.top1(upright).value - findings.top1(record).value, None, None)
+            if upright is None:
+                return None
+            drop = paired_difference(findings.right(upright), findings.right(record))
+            return drop.value, drop.low, drop.high
         case _:
             found = findings.top1(record)
     return found.value, found.low, found.high
