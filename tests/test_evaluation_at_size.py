@@ -192,7 +192,9 @@ def test_each_attack_works_on_photographs_of_a_thousand_classes(name):
     assert batch.images.shape == (8, 3, 224, 224)
     assert scored.rows["success"].any() and scored.rows["finite"].all()
     fell = scored.rows["success"]
-    assert (scored.rows["prediction_8bit"][fell] != batch.labels.numpy()[fell]).all()
+    wrong = scored.rows["prediction_8bit"][fell] != batch.labels.numpy()[fell]
+    assert wrong.all() or not ATTACKS[name].bounded  # the nearest example lies on the boundary, and rounding may take it back
+    assert wrong.any()
 
 
 @pytest.mark.slow
