@@ -62,8 +62,10 @@ def test_there_are_intervals_where_there_is_room():
     findings = Findings.of(Store(RESULTS))
     upright = [record for record in findings.records if record.kind == "accuracy"]
     (wide,), (narrow,) = (list(record_tables(upright, findings, width)) for width in (100, 45))
-    assert "85.9 [84.3, 87.4]" in wide.rows[0]
-    assert "85.9" in narrow.rows[0]
+    for record in upright:
+        value, low, high = (100 * figure for figure in findings.top1(record)[2:])
+        assert f"{value:.1f} [{low:.1f}, {high:.1f}]" in wide.rows[0]
+        assert f"{value:.1f}" in narrow.rows[0]
 
 
 def test_a_width_is_a_factor_and_other_fields_stay():

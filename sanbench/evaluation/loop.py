@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from sanbench.data import Batch
     from sanbench.data import images as loaded
     from sanbench.evaluation.kinds import Bind
+    from sanbench.store import rows as stored
     from sanbench.store.rows import Rows
 else:
-    torch, loaded = Late("torch"), Late("sanbench.data.images")
+    torch, loaded, stored = Late("torch"), Late("sanbench.data.images"), Late("sanbench.store.rows")
 
 KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
 
@@ -94,6 +95,7 @@ class Perturbation:
     setting  all that decides what happens, in plain values
     border   how many pixels around the network's input it is given too
     has_examples  whether what it makes is worth keeping as pictures
+    whole    whether it is given all images of a part at once; otherwise as many as the network sees at a time
     by_reader  whether `change` makes the images, in the processes that read them, while the network works on others
     passes  of the network for an image, at most; one backward counts as two
     batch_size  how many images it shows the network at once, at most
@@ -103,6 +105,7 @@ class Perturbation:
     kind = ""
     border = 0
     has_examples = False
+    whole = False
     by_reader = False
     batch_size = sys.maxsize
     watch: Callable[[Seen], None] = staticmethod(unwatched)
@@ -170,7 +173,7 @@ def measure(
 ) -> Iterator[list[Scored]]:
     """For each batch, the rows of each of its perturbations, in float32 and evaluation mode.
 
-    A batch is read once and perturbed as a whole; the network sees at most `batch_size` images at once. Where they are too
+    A batch is read once; the network sees at most `batch_size` images at once. Where they are too
     many for the device's memory, half as many are tried, and `notice` is told. Raises SanbenchError if one is too many.
     """
     for batch, perturbations in stream:
@@ -197,18 +200,23 @@ def measure(
 def measure_one(
     model: nn.Module, batch: Batch, perturbation: Perturbation, device: torch.device, batch_size: int | None
 ) -> Scored:
+    """Of a batch that is perturbed as a whole, or as many images at a time as the network sees."""
     with evaluating(model):
-        images = loaded.pixels(batch.images.to(device, non_blocking=True))
-        labels = batch.labels.to(device)
-        started = time.perf_counter()
-        given = loaded.without_border(images, batch.border - perturbation.border)
-        smaller = perturbation.with_options(batch_size=min(perturbation.batch_size, batch_size or len(labels)))
-        perturbed = smaller(given, labels, batch.indices)
-        watch = unwatched if perturbation.has_examples else perturbation.watch  # an attack has told of itself
-        rows = score(perturbation.network(model, batch.indices), perturbed, batch.indices, labels, batch_size, watch)
-        if not perturbation.has_examples:  # nobody looks at them again, and the next batch needs their memory
-            perturbed = perturbed._replace(images=images.new_empty(0))
-        return Scored(rows, perturbed, time.perf_counter() - started + perturbed.earlier)
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device)
+        started, size = time.perf_counter(), max(1, len(labels))
+        few = size if perturbation.whole else batch_size or size
+        smaller = perturbation.with_options(batch_size=min(perturbation.batch_size, batch_size or size))
+        rows: list[Rows] = []
+        perturbed, seen = Perturbed(images, {}), 0
+        for shown, own, indices in zip(images.split(few), labels.split(few), batch.indices.split(few), strict=True):
+            given = loaded.without_border(loaded.pixels(shown), batch.border - perturbation.border)
+            perturbed = smaller(given, own, indices)
+            rows.append(score(perturbation.network(model, indices), perturbed, indices, own, batch_size))
+            seen += len(own)
+            if not perturbation.has_examples:  # nobody looks at them again, and what comes next needs their memory
+                perturbed = perturbed._replace(images=given.new_empty(0))
+                perturbation.watch(Seen(seen / size))  # an attack has told of itself
+        return Scored(stored.joined(rows), perturbed, time.perf_counter() - started + perturbed.earlier)
 
 
 def score(
@@ -217,20 +225,14 @@ def score(
     indices: Tensor,
     labels: Tensor,
     batch_size: int | None = None,
-    watch: Callable[[Seen], None] = unwatched,
 ) -> Rows:
     """index, label, prediction, top5 (hit), confidence, finite, then the perturbation's own columns.
 
     Predictions are those of the logits: a softmax in float32 makes ties of small ones. Where the perturbation tells the
     `clean_prediction`, `success` is: right before, wrong now.
     """
-    chunks = perturbed.images.split(batch_size or max(1, len(labels)))
-    answers = []
-    for number, chunk in enumerate(chunks, start=1):
-        with torch.no_grad():
-            answers.append(model(chunk))
-        watch(Seen(number / len(chunks)))
-    logits = torch.cat(answers)
+    with torch.no_grad():
+        logits = torch.cat([model(chunk) for chunk in perturbed.images.split(batch_size or max(1, len(labels)))])
     prediction, finite = predictions(logits), logits.isfinite().all(1)
     top5 = logits.topk(min(5, logits.shape[1])).indices.eq(labels[:, None]).any(1) & finite
     confidence = logits.softmax(1).amax(1)

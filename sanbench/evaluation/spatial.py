@@ -116,6 +116,7 @@ class Spatial(Perturbation):
 
     kind = "spatial"
     has_examples = True
+    whole = True
 
     def __init__(self, model: nn.Module, config: SpatialConfig, batch_size: int = 64) -> None:
         self.model, self.config, self.batch_size = model, config, batch_size

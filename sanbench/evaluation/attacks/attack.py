@@ -52,6 +52,7 @@ class Attack(Perturbation):
     """
 
     has_examples = True
+    whole = True
     again = "restart"  # what rounds with the same target are called
 
     def __init__(
