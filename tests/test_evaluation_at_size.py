@@ -106,6 +106,29 @@ def test_short_memory_halves_the_batch_and_changes_no_row(evaluated, images):
     assert [sentence.rsplit(" ", 4)[1] for sentence in told] == ["8", "4", "2"]  # from there on 2
 
 
+def test_what_changes_each_image_alone_is_given_as_many_as_the_network_sees(evaluated, images):
+    batch, given, shares = images.__getitems__(list(range(len(images)))), list[int](), list[float]()
+
+    class Counted(Identity):
+        def __call__(self, images, labels, indices):
+            given.append(len(images))
+            return super().__call__(images, labels, indices)
+
+    class Together(Counted):
+        whole = True
+
+    outcomes = {}
+    for kind in (Counted, Together):
+        setting = kind().with_options(watch=lambda seen: shares.append(seen.share))
+        ((scored,),) = measure(evaluated.model, [(batch, [setting])], CPU, 4)
+        assert len(scored.perturbed.images) == 0
+        outcomes[kind] = pd.DataFrame(scored.rows)
+    pd.testing.assert_frame_equal(outcomes[Counted], outcomes[Together])
+    fours = [min(4, len(images) - start) for start in range(0, len(images), 4)]
+    assert given == [*fours, len(images)] and len(fours) > 2
+    assert shares == [*(sum(fours[: n + 1]) / len(images) for n in range(len(fours))), 1.0]
+
+
 def test_memory_for_not_even_one_image_is_a_sentence(evaluated, images):
     batch = images.__getitems__([0, 1, 2])
     with pytest.raises(SanbenchError, match="One image at a time is too much for the memory of cpu"):
