@@ -293,6 +293,20 @@ def test_a_worker_that_dies_is_told(monkeypatch):
     assert told == ["One of the workers died (exit code -9): what it worked on was left to the others."]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_last_trainings_are_begun_before_others_are_measured(others, done, tmp_path, monkeypatch):
+    root, did = tmp_path, list[tuple[str, str]]()
+    shutil.copytree(done / "runs/small-resnet26-s0", root / "runs/small-resnet26-s0")
+    for what in ("train", "measure"):
+        monkeypatch.setattr(Worker, what, lambda self, training, told, what=what: did.append((what, training.name)))
+    store = Store(root / "results")
+    worker = Worker(expand(read(str(done / "small.toml")), Choice(networks=["resnet26"])), store, root / "runs", CPU)
+    with store.claims() as own, store.claims() as another:
+        another.take(["train-another"][:others])
+        assert worker.step(own)
+    assert did == [("train", "small-resnet26-s1") if others else ("measure", "small-resnet26-s0")]
+
+
 def test_three_workers_of_which_one_is_killed_make_the_same_rows(done, folder, tmp_path):
     killed_once(done, folder, tmp_path, seed=0)
 

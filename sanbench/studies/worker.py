@@ -83,7 +83,11 @@ class Worker:
         return standing.is_trained(training) if self.train_only else standing.is_done(training)
 
     def step(self, claims: Claims) -> bool:
-        """Do one thing that is left; whether there was any. Networks that are ready, and that nobody measures, come first."""
+        """Do one thing that is left; whether there was any.
+
+        Networks that are ready, and that nobody measures, come first: results are there early. But the last trainings, as many
+        as there are others at work, are begun before: measuring is shared, and a training that is begun late is waited for.
+        """
         standing = look(self.expansion, self.store, self.runs)
         self.failed |= {run: f.sentence for run, f in standing.failures.items() if f.created >= self.began}
         left = [t for t in self.expansion.trainings if not self.is_over(standing, t) and t.name not in self.failed]
@@ -93,7 +97,10 @@ class Worker:
         told = within(self.progress, share, share + 1 / len(self.expansion.trainings))
         ready = [t for t in left if standing.is_trained(t)]
         untrained = [t for t in left if t not in ready and standing.states[t.name].word != "training"]
-        for prefix, trainings, do in ((MEASURE, ready, self.measure), (TRAIN, untrained, self.train)):
+        kinds = [(MEASURE, ready, self.measure), (TRAIN, untrained, self.train)]
+        if len(untrained) <= len({*standing.holders.values()}):
+            kinds.reverse()
+        for prefix, trainings, do in kinds:
             for training in trainings:
                 if self.claimed(claims, f"{prefix}{training.name}", training, partial(do, training, told)):
                     return True
