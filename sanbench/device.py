@@ -23,6 +23,7 @@ else:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEEP = 2**30
+GROWN = 1.02  # an evaluation of 50,000 images ends within 5% of the memory of 5,000
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -67,6 +68,34 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)
+
+
+class KeptMemory:
+    """Has the memory that the process keeps given back where it has grown, of what lies free between blocks in use.
+
+    A small block that takes a large one's place makes the C library's heap grow, by what one such block takes. To give back
+    costs page faults, so it is done where resident memory is GROWN times that of the second `look` after the last time.
+    """
+
+    def __init__(self) -> None:
+        self.looks, self.level = 0, 0
+
+    def look(self) -> None:
+        """To be called again and again with the same behind it: the first look is before all was computed once."""
+        resident = resident_memory()
+        self.looks += 1
+        if self.looks == 2:
+            self.level = resident
+        elif self.looks > 2 and resident > GROWN * self.level:
+            trim_memory()
+            self.looks = 0
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def release_memory(device: torch.device) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sanbench import device
 from sanbench.bench.attacks import time_attacks
 from sanbench.bench.photographs import make_imagenet
 from sanbench.bench.pipeline import CASES, STUB, load, time_pipeline
@@ -75,6 +76,26 @@ def test_images_are_decoded_once_for_all_changes(images):
     assert read == [0, 1, 2]
     assert torch.equal(dark.images, upright.images // 2)
     assert other.indices.tolist() == [2]
+
+
+def test_memory_is_given_back_where_the_process_has_grown(monkeypatch):
+    resident, given_back = [100, 110, 112, 113, 105, 106, 108, 109, 90], list[int]()
+    memory = device.KeptMemory()
+    for now in resident:
+        monkeypatch.setattr(device, "resident_memory", lambda now=now: now)
+        monkeypatch.setattr(device, "trim_memory", lambda now=now: given_back.append(now))
+        memory.look()
+    assert given_back == [113, 109]  # 1.02 times 110 and 106, the second after the start and after 113
+
+
+@pytest.mark.parametrize("attack", [False, True])
+def test_an_evaluation_looks_at_its_memory_once_a_part(attack, evaluated, images, tmp_path, monkeypatch):
+    looks = list[None]()
+    monkeypatch.setattr(device.KeptMemory, "look", lambda self: looks.append(None))
+    monkeypatch.setattr(evaluation, "PART", 5)
+    own = bind(evaluated.model, parse_attacks("pgd", "8/255", 2)) if attack else [Identity(), Rotation(90)]
+    measured(evaluated, images, Store(tmp_path), own)
+    assert len(looks) == len(range(0, len(images), 5))
 
 
 class Narrow(nn.Module):
