@@ -234,10 +234,11 @@ class QueriedModel(nn.Module):
         return below.scatter(1, place.long(), other).scatter(1, self.labels[rows, None], own), x, torch.zeros_like(rows)
 
     def release(self) -> None:
-        """Let go of the images at once: attacks, their losses and random numbers refer to this and are referred to by it, so
-        that they stay until Python looks for such circles."""
+        """Let go of the images at once, and of `told`, which knows those of the whole part: attacks, their losses and random
+        numbers refer to this and are referred to by it, so that they stay until Python looks for such circles."""
         self.images = self.adversarial = self.last.new_empty(0)
         self.answers, self.known = {}, {}
+        self.told = lambda queried: None
 
     def done(self, prediction: Tensor, rows: Tensor) -> Tensor:
         """Whether the aim is reached by predictions for `rows` of the pool. There is nothing to climb then: the DLR of an image
