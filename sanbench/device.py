@@ -23,7 +23,6 @@ else:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEEP = 2**30
-SETTLED, GROWN = 8, 1.02  # an evaluation of 50,000 images, some hundred looks, ends within 5% of the memory of 5,000
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -68,35 +67,6 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)
-
-
-class KeptMemory:
-    """Has the memory that the process keeps given back where it has grown, of what lies free between blocks in use.
-
-    A small block that takes a large one's place makes the C library's heap grow, by what one such block takes. To give back
-    costs page faults, so it is done where resident memory is GROWN times the most of the first SETTLED looks, and at every
-    SETTLED-th look at most.
-    """
-
-    def __init__(self) -> None:
-        self.looks, self.level, self.last = 0, 0, 0
-
-    def look(self) -> None:
-        """To be called again and again with the same computation behind it."""
-        resident = resident_memory()
-        self.looks += 1
-        if self.looks <= SETTLED:
-            self.level = max(self.level, resident)
-        elif resident > GROWN * self.level and self.looks - self.last >= SETTLED:
-            trim_memory()
-            self.last = self.looks
-
-
-def trim_memory() -> None:
-    """Give free memory back to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)
 
 
 def release_memory(device: torch.device) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from sanbench import device
 from sanbench.bench.attacks import time_attacks
 from sanbench.bench.photographs import make_imagenet
 from sanbench.bench.pipeline import CASES, STUB, load, time_pipeline
@@ -81,17 +80,6 @@ def test_images_are_decoded_once_for_all_changes(images):
     assert other.indices.tolist() == [2]
 
 
-def test_memory_is_given_back_where_the_process_has_grown(monkeypatch):
-    monkeypatch.setattr(device, "SETTLED", 3)
-    resident, given_back = [100, 110, 105, 112, 113, 114, 115, 116, 100, 120, 111], list[int]()
-    memory = device.KeptMemory()
-    for now in resident:
-        monkeypatch.setattr(device, "resident_memory", lambda now=now: now)
-        monkeypatch.setattr(device, "trim_memory", lambda now=now: given_back.append(now))
-        memory.look()
-    assert given_back == [113, 116]  # above 1.02 times 110; 114 and 115 came too soon after 113, 120 after 116
-
-
 def test_what_a_round_held_is_let_go_without_the_collector(evaluated, images, monkeypatch):
     """An attack's pool, and through what is told of it the part's images, are in circles of references."""
     held = list[weakref.ref[Interruptible]]()
@@ -112,16 +100,6 @@ def test_what_a_round_held_is_let_go_without_the_collector(evaluated, images, mo
             assert held.pop()() is None, name
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("attack", [False, True])
-def test_an_evaluation_looks_at_its_memory_once_a_part(attack, evaluated, images, tmp_path, monkeypatch):
-    looks = list[None]()
-    monkeypatch.setattr(device.KeptMemory, "look", lambda self: looks.append(None))
-    monkeypatch.setattr(evaluation, "PART", 5)
-    own = bind(evaluated.model, parse_attacks("pgd", "8/255", 2)) if attack else [Identity(), Rotation(90)]
-    measured(evaluated, images, Store(tmp_path), own)
-    assert len(looks) == len(range(0, len(images), 5))
 
 
 class Narrow(nn.Module):

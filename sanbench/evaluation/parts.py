@@ -11,7 +11,6 @@ import torch
 
 from sanbench.data import Batch, Changed, ImageList, Images, Request, batches, dead_workers_named, default_workers
 from sanbench.data.images import pixels, without_border
-from sanbench.device import KeptMemory
 from sanbench.errors import SanbenchError
 from sanbench.evaluation.kinds import kind_of
 from sanbench.evaluation.loop import Perturbation, Scored, Seen, measure
@@ -118,7 +117,7 @@ class OwnParts:
         self.job, self.claims, self.device, self.say = job, claims, device, say
         self.tasks: list[tuple[int, list[Condition]]] = []
         self.pieces: list[tuple[int, Condition, float]] = []
-        self.told, self.finished, self.memory = time.monotonic(), -1, KeptMemory()
+        self.told, self.finished = time.monotonic(), -1
 
     def stream(self) -> Iterator[tuple[Batch, list[Perturbation]]]:
         """One condition after another, so that each is kept as soon as it is measured."""
@@ -165,8 +164,6 @@ class OwnParts:
         rows = Part(scored.rows, scored.seconds, scored.perturbed.places, waited)
         self.job.store.write_part(condition.measurement, part, rows)
         self.claims.release([claim(condition, part)])
-        if condition is self.job.conditions[0]:  # once a part
-            self.memory.look()
         self.tell(TELL)
 
     def seen(self, part: int, condition: int, seen: Seen) -> None:
