@@ -151,7 +151,13 @@ def test_rows_do_not_depend_on_the_batch(evaluated, images, tmp_path):
 def test_what_is_measured_is_not_measured_again_unless_forced(evaluated, images, tmp_path, monkeypatch):
     calls = []
     original = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda *a: calls.append(list(s := list(original(*a)))) or iter(s))
+
+    def watched(*arguments):
+        outcomes = list(original(*arguments))
+        calls.append([list(outcome) for outcome in outcomes])  # which are emptied as they are kept
+        return iter(outcomes)
+
+    monkeypatch.setattr(evaluation, "measure", watched)
     store = Store(tmp_path)
     first = measured(evaluated, images, store, [Identity(), Rotation(90)])
     assert len(calls[-1]) == 2  # an outcome a condition
