@@ -207,7 +207,7 @@ def pipeline(
 
     used, readers = start(device), workers or [1, 2]
     found = record_each(results, lambda bar: time_pipeline(network, runs, data_root, images, readers, used, bar))
-    table = Table("perturbation", "readers", "images/s", "waiting", "MB in the first 5,000", "MB in the last tenth")
+    table = Table("perturbation", "readers", "images/s", "waiting", "MB in the first tenth", "MB in the last")
     for one in found:
         cells = [one.setting["case"], str(one.setting["workers"]), f"{one.figures['images_per_second']:.1f}"]
         memory = [f"{one.figures[when] / 1e6:.0f}" for when in ("resident_early", "resident_late")]

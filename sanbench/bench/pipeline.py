@@ -31,7 +31,7 @@ from sanbench.store.schema import Benchmark, ModelSpec
 
 STUB = "stub"
 CASES = ("accuracy", "rotation by 30°", "corruption fog 3", "pgd, 2 steps")
-FIRST, LAST = 5000, 0.1  # images; of all: the most memory of the first ones is compared with that of the last ones
+TENTH = 0.1  # of the images: the most memory while the first are measured is compared with that of the last
 
 
 class Stub(nn.Module):
@@ -60,9 +60,9 @@ def time_pipeline(
     """Each case of CASES on `images` of the ImageNet in `root`, by each number of reading processes, in a process of its own.
 
     `network` is "stub", a run, a checkpoint or a model with fresh weights. figures: images a second, the share of the time
-    spent waiting for images, and the most resident memory in bytes that was seen in the first 5,000 images, or half of
-    fewer than 10,000, and in the last tenth: from one moment to the next it differs by a batch. Raises InputError for an
-    unknown network and for images that are missing.
+    spent waiting for images, and the most resident memory in bytes that was seen in the first and in the last tenth of the
+    images: from one moment to the next it differs by a batch. Raises InputError for an unknown network and for images that
+    are missing.
     """
     evaluated = load(network, runs)
     load_dataset("imagenet", "test", ReadOptions(root))
@@ -89,10 +89,10 @@ def run_case(network: str, runs: Path, root: Path, images: int, case: str, worke
     keep_memory()
     device, evaluated = torch.device(device_name), load(network, runs)
     evaluated.model.to(device)
-    seen, first = {"early": 0, "late": 0}, min(0.5, FIRST / images)
+    seen = {"early": 0, "late": 0}
 
     def watch(now: Progress) -> None:
-        for name, here in (("early", now.done <= first * now.total), ("late", now.done >= (1 - LAST) * now.total)):
+        for name, here in (("early", now.done <= TENTH * now.total), ("late", now.done >= (1 - TENTH) * now.total)):
             if here:
                 seen[name] = max(seen[name], resident_memory())
 
