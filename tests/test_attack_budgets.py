@@ -92,3 +92,19 @@ def test_eight_bits_stay_in_the_ball():
         assert distance(images, found, norm).max() <= eps + 1e-6
         assert (found * 255 - (found * 255).round()).abs().max() < 1e-4
     assert distance(images, in_eight_bits(images, near, 2.5 / 255, "linf"), "linf").max() > 1.9 / 255
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_distance_is_that_of_the_image_alone_for_any_number_of_threads(norm):
+    generator = torch.Generator().manual_seed(0)
+    images, others = (torch.rand(4, 3, 224, 224, generator=generator) for _ in range(2))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = distance(images, others, norm)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.cat([distance(*pair, norm) for pair in zip(images.split(1), others.split(1))]), together)
+    finally:
+        torch.set_num_threads(before)
+    assert distance(images[:0], others[:0], norm).shape == (0,)

@@ -21,10 +21,10 @@ from sanbench.bench.protocol import (
     time_protocol,
     withstanding_seconds,
 )
-from sanbench.data import Changed, Images, ReadOptions, Request, load_dataset
+from sanbench.data import Batch, Changed, Images, ReadOptions, Request, load_dataset
 from sanbench.errors import SanbenchError
 from sanbench.evaluation import evaluate as evaluation
-from sanbench.evaluation import parts
+from sanbench.evaluation import loop, parts
 from sanbench.evaluation.attacks import attack as attack_module
 from sanbench.evaluation.attacks.attack import Attack
 from sanbench.evaluation.attacks.options import bind
@@ -129,6 +129,23 @@ def test_short_memory_halves_the_batch_and_changes_no_row(evaluated, images):
     for short, wide in zip(found[3], found[100], strict=True):
         pd.testing.assert_frame_equal(short, wide, rtol=1e-4, atol=1e-6)
     assert [sentence.rsplit(" ", 4)[1] for sentence in told] == ["8", "4", "2"]  # from there on 2
+
+
+@pytest.mark.parametrize("border", [0, 3])
+def test_a_network_on_a_cpu_is_shown_so_many_pixels(border, monkeypatch):
+    monkeypatch.setattr(loop, "AT_ONCE", 5 * 40**2)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(300, 6))
+    side = 40 + 2 * border
+    batch = Batch(torch.rand(12, 3, side, side), torch.arange(12) % 6, torch.arange(12), border=border)
+    narrow = Narrow(network, 5)
+    settings = [Identity(), *bind(narrow, parse_attacks("pgd", "8/255", 3))]
+    (outcome,) = measure(narrow, [(batch, settings)], CPU, 64)
+    assert max(narrow.seen) == 5
+    few = Narrow(network, 100)
+    ((upright, _),) = measure(few, [(batch, settings)], CPU, 2)
+    assert max(few.seen) == 2
+    pd.testing.assert_frame_equal(pd.DataFrame(outcome[0].rows), pd.DataFrame(upright.rows), rtol=1e-4, atol=1e-6)
 
 
 def test_what_changes_each_image_alone_is_given_as_many_as_the_network_sees(evaluated, images):

@@ -161,7 +161,7 @@ def test_progress_goes_up_to_all_of_it_and_names_conditions(evaluated, images, t
     assert robust[-1] >= records[-1].counts["correct"] / records[-1].counts["images"]
 
 
-def test_parts_shrink_with_the_declared_cost_alone(evaluated):
+def test_parts_shrink_with_the_declared_cost_and_memory_alone(evaluated):
     def size(name, side=32, **options):
         ((attack, settings),) = parse_attacks(name, "8/255", **options)
         (found,) = by_part([Condition(None, *bind(evaluated.model, [(attack, settings)]))], side)
@@ -169,6 +169,7 @@ def test_parts_shrink_with_the_declared_cost_alone(evaluated):
 
     assert by_part([Condition(None, Identity()), Condition(None, Rotation(90))], 224).keys() == {PART}
     assert [size("pgd"), size("pgd", 224), size("standard")] == [256, 32, FEWEST]
+    assert [size("fgsm"), size("fgsm", 224)] == [256, 32]  # few passes, large images
     assert size("pgd", restarts=10) < size("pgd")
     assert size("apgd-targeted", targets=2) > size("apgd-targeted")
     for name in ATTACKS:

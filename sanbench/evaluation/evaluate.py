@@ -11,7 +11,7 @@ from sanbench.data import Images, dead_workers_named, subset
 from sanbench.device import describe, versions
 from sanbench.errors import InputError, SanbenchError
 from sanbench.evaluation.kinds import condition as condition_text
-from sanbench.evaluation.loop import Perturbation, measure
+from sanbench.evaluation.loop import AT_ONCE, Perturbation, measure
 from sanbench.evaluation.parts import (
     At,
     Condition,
@@ -98,14 +98,16 @@ def evaluate(
 
 
 def by_part(conditions: Sequence[Condition], side: int) -> dict[int, list[Condition]]:
-    """Conditions by the images of their parts: `PART`, halved until `MOST` passes or `FEWEST` images are left.
+    """Conditions by the images of their parts: `PART`, halved until `MOST` passes, what is perturbed as a whole
+    `AT_ONCE` pixels, or `FEWEST` images are left.
 
     Nothing but the condition and the `side` of the images decides it, so all processes agree.
     """
     found: dict[int, list[Condition]] = {}
     for condition in conditions:
-        size, an_image = PART, condition.perturbation.passes * (side / 32) ** 2
-        while size >= 2 * FEWEST and size * an_image > MOST:
+        perturbation, size = condition.perturbation, PART
+        passes, pixels = perturbation.passes * (side / 32) ** 2, perturbation.whole * side**2  # of an image
+        while size >= 2 * FEWEST and (size * passes > MOST or size * pixels > AT_ONCE):
             size //= 2
         found.setdefault(size, []).append(condition)
     return found

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AT_ONCE = 64  # images: what is made on the way takes six times their memory, in blocks of several sizes
+AT_ONCE = 8  # images: what is made on the way takes six times their memory, in blocks of several sizes
 
 
 def turned(images: Tensor, angle: float, interpolation: str, fill: float) -> Tensor:

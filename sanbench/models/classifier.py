@@ -37,7 +37,7 @@ class Classifier(nn.Module):
             raise InputError(
                 f"images of shape {tuple(images.shape)} are not accepted: N x 3 x H x W, H and W from {self.smallest} up."
             )
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        logits: Tensor = self.network((images - self.mean).div_(self.std))
         return logits
 
 

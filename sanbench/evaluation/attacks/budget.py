@@ -18,7 +18,7 @@ else:
     torch = Late("torch")
 
 BOX_TOLERANCE = 1e-6
-AT_ONCE = 2**22  # pixels in float64, 32 MiB: a part of 128 images of 224 x 224 would take a gigabyte and a half
+AT_ONCE = 2**19  # pixels in float64, 4 MiB: seven such blocks are in use at once
 WRITTEN = re.compile(r"\d{1,20}(/(?P<below>\d{1,20}))?|(\d{1,20}\.?\d{0,20}|\.\d{1,20})(e-?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 
@@ -45,15 +45,20 @@ def distance(images: Tensor, adversarial: Tensor, norm: str) -> Tensor:
 
     def measured(images: Tensor, adversarial: Tensor) -> Tensor:
         difference = (adversarial.double() - images.double()).flatten(1)
-        return difference.abs().amax(1) if norm == "linf" else difference.square().sum(1).sqrt()
+        if norm == "linf":
+            return difference.abs().amax(1)
+        pair = difference if len(difference) != 1 else difference.expand(2, -1)  # threads would share the sum of one row alone
+        return pair.square().sum(1).sqrt()[: len(difference)]
 
-    return by_few(measured, images, adversarial)
+    return by_few(measured, images, adversarial, images.new_empty(len(images), dtype=torch.float64))
 
 
-def by_few(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, adversarial: Tensor) -> Tensor:
-    """What `function` gives of each pair of images, for as many pairs at once as have AT_ONCE pixels."""
+def by_few(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, adversarial: Tensor, made: Tensor) -> Tensor:
+    """`made`, with what `function` gives of each pair of images, for as many pairs at once as have AT_ONCE pixels."""
     few = max(1, AT_ONCE // images.shape[1:].numel())
-    return torch.cat([function(*pairs) for pairs in zip(images.split(few), adversarial.split(few), strict=True)])
+    for one, other, into in zip(images.split(few), adversarial.split(few), made.split(few), strict=True):
+        into.copy_(function(one, other))
+    return made
 
 
 def check_budget(images: Tensor, adversarial: Tensor, eps: float, name: str, norm: str = "linf") -> Tensor:
@@ -92,6 +97,6 @@ def in_eight_bits(images: Tensor, adversarial: Tensor, eps: float, norm: str) ->
             outside = distance(images, levels / 255, norm) > eps
             cut = nearest + (adversarial.double() * 255 - nearest).trunc()
             levels = torch.where(outside[:, None, None, None], cut, levels)
-        return (levels / 255).to(images.dtype)
+        return levels / 255
 
-    return by_few(rounded, images, adversarial)
+    return by_few(rounded, images, adversarial, torch.empty_like(images))
