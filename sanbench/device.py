@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,20 +59,30 @@ def versions() -> dict[str, str]:
 
 
 def keep_memory() -> bool:
-    """Keep freed memory in the process; False where the C library has no `mallopt`.
+    """Keep freed memory in the process, until `trim_heap`; False where the C library has no `mallopt`.
 
     glibc gives large blocks back to the system, and then page faults dominate. Called once, for the whole process.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = of_libc("mallopt")
     settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)
 
 
+def trim_heap() -> None:
+    """Give freed memory back to the system; nothing where the C library has no `malloc_trim`."""
+    if trim := of_libc("malloc_trim"):
+        trim(0)
+
+
+def of_libc(name: str) -> Callable[..., int] | None:
+    """A function of Linux's C library, if it has one of this name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
 def release_memory(device: torch.device) -> None:
-    """Give back what torch holds and nothing uses, before less is asked for."""
+    """Give back what nothing uses, before less is asked for."""
     gc.collect()
+    trim_heap()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -55,7 +55,9 @@ Limit = Annotated[
     int | None, typer.Option(help="Measure a subset of so many images, drawn by --seed. Default: all images.", **COUNT)
 ]
 Seed = Annotated[int, typer.Option(help="Of the subset and of an attack's random numbers.", **SEED)]
-BatchSize = Annotated[int, typer.Option(help="Images that the network sees at once.", **BATCH)]
+BatchSize = Annotated[
+    int, typer.Option(help="Images that the network sees at once, at most; on a CPU 32 of 224 x 224.", **BATCH)
+]
 Decoder = Annotated[
     str | None,
     typer.Option(

@@ -1,7 +1,10 @@
 """Evaluation of many large images: who makes corruptions, what is waited for, short memory, flat memory, what it would take."""
 
 import gc
+import sys
 import weakref
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +14,7 @@ from torch import nn
 
 from sanbench.bench.attacks import time_attacks
 from sanbench.bench.photographs import make_imagenet
-from sanbench.bench.pipeline import CASES, STUB, load, time_pipeline
+from sanbench.bench.pipeline import CASES, STUB, Stub, load, time_pipeline
 from sanbench.bench.protocol import (
     BUDGETS,
     Steadfast,
@@ -22,6 +25,7 @@ from sanbench.bench.protocol import (
     withstanding_seconds,
 )
 from sanbench.data import Batch, Changed, Images, ReadOptions, Request, load_dataset
+from sanbench.device import keep_memory, resident_memory, trim_heap
 from sanbench.errors import SanbenchError
 from sanbench.evaluation import evaluate as evaluation
 from sanbench.evaluation import loop, parts
@@ -266,6 +270,42 @@ def test_each_attack_works_on_photographs_of_a_thousand_classes(name):
     wrong = scored.rows["prediction_8bit"][fell] != batch.labels.numpy()[fell]
     assert wrong.all() or not ATTACKS[name].bounded  # the nearest example lies on the boundary, and rounding may take it back
     assert wrong.any()
+
+
+def test_the_stub_is_right_about_colours_it_was_fitted_to():
+    colours = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    stub = Stub(50)
+    stub.fit(colours)
+    noise = 1e-3 * torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert stub(colours[:, :, None, None] + noise).argmax(1).tolist() == list(range(50))
+
+
+def test_the_heap_is_trimmed_now_and_then(evaluated, images, monkeypatch):
+    batch, trimmed = images.__getitems__(list(range(len(images)))), list[int]()
+    monkeypatch.setattr(loop, "trim_heap", lambda: trimmed.append(1))
+    for seconds, times in ((1000.0, 0), (0.0, 3)):
+        monkeypatch.setattr(loop, "TRIM", seconds)
+        assert len(list(measure(evaluated.model, [(batch, [Identity()])] * 3, CPU))) == 3
+        assert len(trimmed) == times
+
+
+def spread_and_trimmed() -> tuple[int, int, int]:
+    """Resident bytes when 400 MB were written, freed below what stays, and trimmed."""
+    assert keep_memory()
+    blocks = [torch.ones(4_000_000) for _ in range(25)]
+    found = [resident_memory()]
+    del blocks[:-1]
+    found.append(resident_memory())
+    trim_heap()
+    return found[0], found[1], resident_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt and malloc_trim are glibc's")
+def test_a_trimmed_heap_is_given_back():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        full, kept, trimmed = pool.submit(spread_and_trimmed).result()
+    assert kept > full - 5e7
+    assert trimmed < full - 3.5e8
 
 
 @pytest.mark.slow

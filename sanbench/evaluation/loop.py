@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from sanbench.device import release_memory
+from sanbench.device import release_memory, trim_heap
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import AccuracyOptions, Request
 from sanbench.evaluation.sanity_checks import near_chance
@@ -28,6 +28,7 @@ else:
     torch, loaded, stored = Late("torch"), Late("sanbench.data.images"), Late("sanbench.store.rows")
 
 AT_ONCE = 32 * 224**2  # pixels that a network on a CPU is shown: twice as many take twice the memory and 1 to 2% less time
+TRIM = 10.0  # seconds between two trims of the heap, at least: they take 1% of the time, and without them it spreads for hours
 KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
 
 
@@ -177,6 +178,7 @@ def measure(
     A batch is read once; the network sees at most `batch_size` images at once, on a CPU at most AT_ONCE pixels. Where they are
     too many for the device's memory, half as many are tried, and `notice` is told. Raises SanbenchError if one is too many.
     """
+    trimmed = time.monotonic()
     for batch, perturbations in stream:
         outcome = []
         for perturbation in perturbations:
@@ -196,6 +198,9 @@ def measure(
                 notice(f"Short of memory on {device.type}: from here on the network sees {batch_size} images at once.")
                 release_memory(device)
         yield outcome
+        if time.monotonic() - trimmed > TRIM:
+            trim_heap()
+            trimmed = time.monotonic()
 
 
 def measure_one(

@@ -30,8 +30,9 @@ TELL = 0.5  # seconds between two tellings of progress, at least
 class EvaluationOptions:
     """Which images, in which batches: `limit` of them drawn by `seed`, all without a limit; by `nproc` processes.
 
-    They are those of the list `images`, all without one. Of the first `save_images` images an attack's examples are kept as
-    PNG. Only images, limit and seed decide results.
+    `batch_size` images at most are shown to the network at once (see `measure`). They are those of the list `images`, all
+    without one. Of the first `save_images` images an attack's examples are kept as PNG. Only images, limit and seed decide
+    results.
     """
 
     limit: int | None = None
