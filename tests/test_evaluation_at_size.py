@@ -280,12 +280,18 @@ def test_the_stub_is_right_about_colours_it_was_fitted_to():
     assert stub(colours[:, :, None, None] + noise).argmax(1).tolist() == list(range(50))
 
 
-def test_the_heap_is_trimmed_now_and_then(evaluated, images, monkeypatch):
+@pytest.mark.parametrize("name", ["TRIM", "TRIM_WHOLE"])
+def test_the_heap_is_trimmed_now_and_then(name, evaluated, images, monkeypatch):
+    class Together(Identity):
+        whole = name == "TRIM_WHOLE"
+
     batch, trimmed = images.__getitems__(list(range(len(images)))), list[int]()
     monkeypatch.setattr(loop, "trim_heap", lambda: trimmed.append(1))
+    for other in ("TRIM", "TRIM_WHOLE"):
+        monkeypatch.setattr(loop, other, 1000.0)
     for seconds, times in ((1000.0, 0), (0.0, 3)):
-        monkeypatch.setattr(loop, "TRIM", seconds)
-        assert len(list(measure(evaluated.model, [(batch, [Identity()])] * 3, CPU))) == 3
+        monkeypatch.setattr(loop, name, seconds)
+        assert len(list(measure(evaluated.model, [(batch, [Together()])] * 3, CPU))) == 3
         assert len(trimmed) == times
 
 

@@ -28,7 +28,8 @@ else:
     torch, loaded, stored = Late("torch"), Late("sanbench.data.images"), Late("sanbench.store.rows")
 
 AT_ONCE = 32 * 224**2  # pixels that a network on a CPU is shown: twice as many take twice the memory and 1 to 2% less time
-TRIM = 10.0  # seconds between two trims of the heap, at least: they take 1% of the time, and without them it spreads for hours
+TRIM = 10.0  # seconds between two trims of the heap, at least: they take 1% of the time, without them it spreads
+TRIM_WHOLE = 1.0  # after what is perturbed as a whole: images that leave an attack make blocks of any size
 KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
 
 
@@ -198,7 +199,7 @@ def measure(
                 notice(f"Short of memory on {device.type}: from here on the network sees {batch_size} images at once.")
                 release_memory(device)
         yield outcome
-        if time.monotonic() - trimmed > TRIM:
+        if time.monotonic() - trimmed > (TRIM_WHOLE if any(one.whole for one in perturbations) else TRIM):
             trim_heap()
             trimmed = time.monotonic()
 
