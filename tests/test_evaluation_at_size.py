@@ -137,11 +137,11 @@ def test_short_memory_halves_the_batch_and_changes_no_row(evaluated, images):
 
 @pytest.mark.parametrize("border", [0, 3])
 def test_a_network_on_a_cpu_is_shown_so_many_pixels(border, monkeypatch):
-    monkeypatch.setattr(loop, "AT_ONCE", 5 * 40**2)
+    monkeypatch.setattr(loop, "AT_ONCE", 5 * 40 * 60)
     torch.manual_seed(0)
-    network = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(300, 6))
-    side = 40 + 2 * border
-    batch = Batch(torch.rand(12, 3, side, side), torch.arange(12) % 6, torch.arange(12), border=border)
+    network = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(450, 6))
+    height, width = (side + 2 * border for side in (40, 60))
+    batch = Batch(torch.rand(12, 3, height, width), torch.arange(12) % 6, torch.arange(12), border=border)
     narrow = Narrow(network, 5)
     settings = [Identity(), *bind(narrow, parse_attacks("pgd", "8/255", 3))]
     (outcome,) = measure(narrow, [(batch, settings)], CPU, 64)

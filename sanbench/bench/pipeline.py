@@ -117,13 +117,18 @@ def run_case(network: str, runs: Path, root: Path, images: int, case: str, worke
 
 def fit(stub: Classifier, images: Images, workers: int) -> None:
     """Let it tell classes apart by one image of each, as far as colours do: what is wrong before is not attacked."""
-    first = {label: index for index, label in reversed(list(enumerate(images.labels.tolist())))}
-    chosen = torch.tensor([first[label] for label in sorted(first)]).split(EvaluationOptions().batch_size)
+    chosen = torch.tensor(one_of_each_class(images)).split(EvaluationOptions().batch_size)
     colours = torch.zeros(stub.outputs, 3)
     for batch in batches(images, [some.tolist() for some in chosen], workers):
         colours[batch.labels] = pixels(batch.images).mean((2, 3))
     assert isinstance(stub.network, Stub)
     stub.network.fit((colours.to(stub.mean) - stub.mean[:, 0, 0]) / stub.std[:, 0, 0])
+
+
+def one_of_each_class(images: Images) -> list[int]:
+    """The first image of each, in the order of the classes."""
+    first = {label: index for index, label in reversed(list(enumerate(images.labels.tolist())))}
+    return [first[label] for label in sorted(first)]
 
 
 def perturbations(case: str, evaluated: EvaluatedModel) -> list[Perturbation]:

@@ -213,7 +213,8 @@ def measure_one(
         started, size = time.perf_counter(), max(1, len(labels))
         batch_size = batch_size or size
         if device.type == "cpu":
-            batch_size = min(batch_size, max(1, AT_ONCE // (images.shape[-1] - 2 * batch.border) ** 2))
+            height, width = (side - 2 * batch.border for side in images.shape[-2:])
+            batch_size = min(batch_size, max(1, AT_ONCE // (height * width)))
         few = size if perturbation.whole else batch_size
         smaller = perturbation.with_options(batch_size=min(perturbation.batch_size, batch_size))
         rows: list[Rows] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sanbench.bench.pipeline import one_of_each_class
 from sanbench.data import ReadOptions, batches, load_dataset
 from sanbench.models import build_model
 from sanbench.models.checkpoints import save_checkpoint
@@ -22,8 +23,7 @@ def fit(name: str, root: Path, output: Path) -> None:
     torch.manual_seed(0)
     model = build_model(name)
     images = load_dataset("imagenet", "test", ReadOptions(root))
-    first = {label: index for index, label in reversed(list(enumerate(images.labels.tolist())))}
-    indices = [first[label] for label in sorted(first)]
+    indices = one_of_each_class(images)
     classifier = next(module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1000)
     features: list[torch.Tensor] = []
     hook = classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
