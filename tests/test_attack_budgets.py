@@ -97,7 +97,7 @@ def test_eight_bits_stay_in_the_ball():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_distance_is_that_of_the_image_alone_for_any_number_of_threads(norm):
     generator = torch.Generator().manual_seed(0)
-    images, others = (torch.rand(4, 3, 224, 224, generator=generator) for _ in range(2))
+    images, others = (torch.rand(24, 3, 224, 224, generator=generator) for _ in range(2))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
