@@ -24,6 +24,7 @@ else:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEEP = 2**30
+GROWTH = 1.05  # times what was resident: blocks of other sizes do not fit into each other's holes, so a heap spreads
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -72,6 +73,25 @@ def trim_heap() -> None:
     """Give freed memory back to the system; nothing where the C library has no `malloc_trim`."""
     if trim := of_libc("malloc_trim"):
         trim(0)
+
+
+class Heap:
+    """Keeps a process that does one piece of like work after the other from growing.
+
+    Trimming after every piece would cost page faults of all that it needs: only what has grown is trimmed.
+    """
+
+    def __init__(self) -> None:
+        self.usual = 0
+
+    def trim_if_grown(self) -> None:
+        """After a piece of work: give freed memory back if GROWTH times as much is resident as after the first since then."""
+        resident = resident_memory()
+        if self.usual == 0:
+            self.usual = resident
+        elif resident > GROWTH * self.usual:
+            trim_heap()
+            self.usual = 0
 
 
 def of_libc(name: str) -> Callable[..., int] | None:

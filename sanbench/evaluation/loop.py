@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from sanbench.device import release_memory, trim_heap
+from sanbench.device import Heap, release_memory
 from sanbench.errors import SanbenchError, short_of_memory
 from sanbench.evaluation.kinds import AccuracyOptions, Request
 from sanbench.evaluation.sanity_checks import near_chance
@@ -28,8 +28,6 @@ else:
     torch, loaded, stored = Late("torch"), Late("sanbench.data.images"), Late("sanbench.store.rows")
 
 AT_ONCE = 32 * 224**2  # pixels that a network on a CPU is shown: twice as many take twice the memory and 1 to 2% less time
-TRIM = 10.0  # seconds between two trims of the heap, at least: they take 1% of the time, without them it spreads
-TRIM_WHOLE = 1.0  # after what is perturbed as a whole: images that leave an attack make blocks of any size
 KEEP = 20.0  # seconds between two points from which an interrupted perturbation goes on, at least
 
 
@@ -179,7 +177,7 @@ def measure(
     A batch is read once; the network sees at most `batch_size` images at once, on a CPU at most AT_ONCE pixels. Where they are
     too many for the device's memory, half as many are tried, and `notice` is told. Raises SanbenchError if one is too many.
     """
-    trimmed = time.monotonic()
+    heap = Heap()
     for batch, perturbations in stream:
         outcome = []
         for perturbation in perturbations:
@@ -199,9 +197,7 @@ def measure(
                 notice(f"Short of memory on {device.type}: from here on the network sees {batch_size} images at once.")
                 release_memory(device)
         yield outcome
-        if time.monotonic() - trimmed > (TRIM_WHOLE if any(one.whole for one in perturbations) else TRIM):
-            trim_heap()
-            trimmed = time.monotonic()
+        heap.trim_if_grown()
 
 
 def measure_one(
