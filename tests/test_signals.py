@@ -1,12 +1,14 @@
 """Trainings that are told to end, at any moment and more than once, and processes whose parent or fellow is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sanbench.runs.run import Run
 from sanbench.training.distributed import LOST
@@ -113,15 +115,23 @@ def test_a_process_that_is_killed_is_one_sentence(command, tmp_path, rank):
 
 
 def test_under_torchrun_the_other_process_says_one_sentence(command, tmp_path):
+    """That the other is lost; or that all is saved, if torchrun's signal comes while it validates, which it does alone."""
     torchrun = [SANBENCH[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "sanbench_cli"]
     environment = ENVIRONMENT | {"LOGLEVEL": "CRITICAL"}
     with started([*torchrun, *command[3:]], env=environment, stdout=subprocess.DEVNULL) as process:
-        begun(Run(tmp_path / "run"), process)
+        run = Run(tmp_path / "run")
+        begun(run, process)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         code, lines = ended(process)
     assert code != 0
     errors = [line for line in lines if line.startswith("Error: ")]
-    assert len(errors) <= 1 and all("Another process of the training has ended" in line for line in errors), lines
+    assert len(errors) <= 1, lines
+    for line in errors:
+        if saved := re.search(r"SIGTERM stopped the run after (\d+) steps of epoch (\d+), and all is saved", line):
+            found = torch.load(run.resume)
+            assert [found["step"], found["epoch"] + 1] == [int(number) for number in saved.groups()]
+        else:
+            assert "Another process of the training has ended" in line
 
 
 @pytest.mark.parametrize(
