@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +119,32 @@ def test_a_killed_worker_is_said_to_be_one(images):
             pass
     loader.close()
     torch.utils.data._utils.signal_handling._error_if_any_worker_fails()  # torch speaks of it once
+
+
+KILLED_EARLY = """
+import os, signal, sys, time
+from pathlib import Path
+from sanbench.data import Loader, load_dataset, loading
+begin, parent = loading.begin, os.getpid()
+def late(worker):
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    begin(worker)
+loading.begin = late
+next(Loader(load_dataset("fashion10k", "test"), workers=1).read([[0]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is alive")
+def test_a_worker_whose_parent_is_killed_before_it_begins_ends(tmp_path):
+    """torch compares its parent with that which it has when it begins."""
+    subprocess.run([sys.executable, "-c", KILLED_EARLY, tmp_path / "pid"], check=False)
+    process, deadline = Path("/proc", (tmp_path / "pid").read_text(), "stat"), time.monotonic() + 10
+    while process.exists() and process.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_worker_may_be_killed_while_it_hands_over_a_batch(images, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import get_start_method, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -54,7 +55,7 @@ class Loader:
             batch_sampler=self.chunks,
             collate_fn=unchanged,
             num_workers=count,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=begin,
             persistent_workers=count > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -116,13 +117,17 @@ def batches(
     return Loader(images, workers, skip_bad_images).read(chunks)
 
 
-def ignore_signals(worker: int) -> None:
+def begin(worker: int) -> None:
     """Ignore the signals that a terminal, a launcher or a scheduler sends to child processes too.
 
-    Only the parent reacts to them: it needs its workers while it saves, and they end with it.
+    Only the parent reacts to them: it needs its workers while it saves, and they end with it. torch looks from here on whether
+    it has another parent than now: of a parent that was killed before, a forked worker would wait for requests for ever.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    parent = parent_process()
+    if parent and get_start_method() == "fork" and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 @contextmanager
