@@ -85,7 +85,7 @@ class Heap:
         self.usual = 0
 
     def trim_if_grown(self) -> None:
-        """After a piece of work: give freed memory back if GROWTH times as much is resident as after the first since then."""
+        """After each piece of work: trim if GROWTH times as much is resident as after the first piece since the last trim."""
         resident = resident_memory()
         if self.usual == 0:
             self.usual = resident

@@ -13,7 +13,7 @@ import torch
 from sanbench.runs.run import Run
 from sanbench.training.distributed import LOST
 from tests.support import processes
-from tests.support.processes import SANBENCH, started
+from tests.support.processes import SANBENCH, is_alive, started
 
 ENVIRONMENT = processes.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 INSTALLED = 0.3  # seconds until Python runs and signals are heeded, on a machine that is busy
@@ -82,13 +82,6 @@ def test_a_second_signal_changes_nothing_and_one_process_goes_on(command, tmp_pa
 def ranks_of(parent):
     """The processes that `parent` started."""
     return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_ranks_end_with_a_launcher_that_is_killed(command, tmp_path):

@@ -24,3 +24,11 @@ def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
             yield process
         finally:
             process.kill()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, of any parent. Linux only."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
